@@ -4,17 +4,10 @@ from collections.abc import Iterator
 
 from gateway.chat import json_schema
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat, check_nesting, given
-from gateway.chat.request import (
-    AllowedTools,
-    Chat,
-    Choice,
-    Function,
-    ImagePart,
-    Message,
-    PlainFormat,
-    SchemaFormat,
-)
+from gateway.chat.message import ImagePart, Message
+from gateway.chat.request import Chat, PlainFormat, SchemaFormat
 from gateway.chat.schema_repair import repair
+from gateway.chat.tools import AllowedTools, Choice, Function
 from gateway.errors import InvalidRequest, UnsupportedParameter
 
 MAX_SCHEMAS = 128 * 1024

@@ -2,7 +2,8 @@
 
 from msgspec import structs
 
-from gateway.chat.request import Chat, Message
+from gateway.chat.message import Message
+from gateway.chat.request import Chat
 
 MAX_COMPLETIONS = 128
 """Maximum number of completions in a request: prompts times `n`. Each is a request to an engine."""

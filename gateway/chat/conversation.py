@@ -14,7 +14,7 @@ from itertools import islice
 
 from msgspec import structs
 
-from gateway.chat.request import ImagePart, Message, RefusalPart, TextPart
+from gateway.chat.message import ImagePart, Message, RefusalPart, TextPart
 
 ID_CHARACTERS, ID_LENGTH = string.digits + string.ascii_letters, 9
 """Tool call ids in the form that all chat templates accept."""

@@ -19,7 +19,8 @@ from gateway.chat import image_file
 from gateway.chat.image_structure import BadImage, kind_of
 from gateway.chat.image_turns import FairTurns
 from gateway.chat.image_workers import Converted, ImageWorkers, Job, OutOfTime
-from gateway.chat.request import Chat, ImagePart, ImageUrl
+from gateway.chat.message import ImagePart, ImageUrl
+from gateway.chat.request import Chat
 from gateway.errors import GatewayError, InvalidImage, InvalidImageUrl, QueueTimeout
 
 MAX_IMAGES = 500

@@ -14,9 +14,10 @@ import msgspec
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason
 from gateway.chat.conversation import ID_CHARACTERS, ID_LENGTH
-from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
+from gateway.chat.request import Chat, JsonFormat, SchemaFormat
 from gateway.chat.surrogates import HalfPairReplacer, text_without_halves
 from gateway.chat.tool_names import client_names
+from gateway.chat.tools import Choice
 from gateway.errors import UpstreamError
 
 THOUGHT_OPENS, THOUGHT_CLOSES = "<think>", "</think>"

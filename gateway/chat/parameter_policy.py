@@ -9,15 +9,8 @@ from typing import Any
 import msgspec
 
 from gateway.chat import checks
-from gateway.chat.request import (
-    FORMAT_FIELDS,
-    REFUSED,
-    THINKING_FIELDS,
-    Chat,
-    Message,
-    TemplateOptions,
-    TierTemplateOptions,
-)
+from gateway.chat.message import Message
+from gateway.chat.request import FORMAT_FIELDS, REFUSED, THINKING_FIELDS, Chat, TemplateOptions, TierTemplateOptions
 from gateway.errors import GatewayError
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Chat)}

@@ -9,7 +9,8 @@ its blocks are pieces of text, and each message begins a new one.
 from itertools import chain, pairwise
 from zlib import crc32
 
-from gateway.chat.request import Chat, Message
+from gateway.chat.message import Message
+from gateway.chat.request import Chat
 
 MAX_BLOCKS = 512
 """Blocks of a prompt after which no further message counts."""

@@ -10,7 +10,9 @@ import unicodedata
 
 from msgspec import structs
 
-from gateway.chat.request import AllowedTools, Chat, Choice, ChosenFunction, Message, Tool
+from gateway.chat.message import Message
+from gateway.chat.request import Chat
+from gateway.chat.tools import AllowedTools, Choice, ChosenFunction, Tool
 
 MAX_NAME = 64
 _is_plain = re.compile(r"[a-zA-Z0-9_.-]{1,64}").fullmatch

@@ -11,7 +11,7 @@ import orjson
 from msgspec import Struct, structs
 
 from gateway.chat.answer import Answer, CallDelta, Delta, FinishReason, Usage
-from gateway.chat.request import CalledFunction
+from gateway.chat.message import CalledFunction
 from gateway.dialects.anthropic_request import parse_messages
 from gateway.dialects.dialect import JSON_LINES, ChatCall, Clock, ErrorForm, FieldNames, renamed
 from gateway.dialects.json_body import Steps, completed

@@ -9,25 +9,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from gateway.chat.request import (
-    MAX_CALLS,
-    MAX_MESSAGES,
-    MAX_TOOLS,
-    CalledFunction,
-    Chat,
-    Choice,
-    ChosenFunction,
-    Function,
-    ImagePart,
-    ImageUrl,
-    Message,
-    NamedSchema,
-    SchemaFormat,
-    StreamOptions,
-    TextPart,
-    Tool,
-    ToolCall,
-)
+from gateway.chat.message import MAX_CALLS, CalledFunction, ImagePart, ImageUrl, Message, TextPart, ToolCall
+from gateway.chat.request import MAX_MESSAGES, Chat, NamedSchema, SchemaFormat, StreamOptions
+from gateway.chat.tools import MAX_TOOLS, Choice, ChosenFunction, Function, Tool
 from gateway.dialects.json_body import STEP, Steps, decode_body, explain
 from gateway.errors import InvalidRequest, RequestTooLarge, UnsupportedParameter
 

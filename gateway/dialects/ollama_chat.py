@@ -23,7 +23,7 @@ from gateway.chat.answer import (
     Timings,
     Usage,
 )
-from gateway.chat.request import CalledFunction
+from gateway.chat.message import CalledFunction
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, FieldNames, renamed
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text, json_value

@@ -11,24 +11,9 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from gateway.chat.images import check_count
-from gateway.chat.request import (
-    MAX_MESSAGES,
-    MAX_TOOLS,
-    CalledFunction,
-    Chat,
-    EffortWord,
-    Function,
-    ImagePart,
-    ImageUrl,
-    JsonFormat,
-    Message,
-    NamedSchema,
-    SchemaFormat,
-    StreamOptions,
-    TextPart,
-    Tool,
-    ToolCall,
-)
+from gateway.chat.message import CalledFunction, ImagePart, ImageUrl, Message, TextPart, ToolCall
+from gateway.chat.request import MAX_MESSAGES, Chat, EffortWord, JsonFormat, NamedSchema, SchemaFormat, StreamOptions
+from gateway.chat.tools import MAX_TOOLS, Function, Tool
 from gateway.dialects.json_body import STEP, Steps, decode_body, explain
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 

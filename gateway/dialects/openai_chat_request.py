@@ -7,15 +7,9 @@ import orjson
 from msgspec import Meta, Raw, Struct
 
 from gateway.chat.checks import check
-from gateway.chat.request import (
-    MAX_BIASES,
-    MAX_MESSAGES,
-    MAX_TOOLS,
-    RARE_FIELDS,
-    Chat,
-    Message,
-    StreamOptions,
-)
+from gateway.chat.message import Message
+from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, RARE_FIELDS, Chat, StreamOptions
+from gateway.chat.tools import MAX_TOOLS
 from gateway.dialects.json_body import (
     LONG_BODY,
     Steps,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from gateway.chat.request import CalledFunction, ImagePart, ImageUrl, Message, RefusalPart, TextPart, ToolCall
+from gateway.chat.message import CalledFunction, ImagePart, ImageUrl, Message, RefusalPart, TextPart, ToolCall
 from gateway.dialects.json_body import STEP, Steps, explain
 from gateway.errors import InvalidJson, InvalidRequest, UnsupportedParameter
 

@@ -10,27 +10,20 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from gateway.chat.constraints import StructuredOutputs
+from gateway.chat.message import Message
 from gateway.chat.request import (
     MAX_MESSAGES,
     MAX_STOP_IDS,
     MAX_TOKEN_ID,
-    MAX_TOOLS,
-    AllowedList,
-    AllowedTool,
-    AllowedTools,
     Chat,
-    Choice,
-    ChosenFunction,
-    Function,
     JsonFormat,
-    Message,
     NamedSchema,
     Penalty,
     SchemaFormat,
     StreamOptions,
     TemplateOptions,
-    Tool,
 )
+from gateway.chat.tools import MAX_TOOLS, AllowedList, AllowedTool, AllowedTools, Choice, ChosenFunction, Function, Tool
 from gateway.dialects.json_body import Steps, decode_body
 from gateway.dialects.responses_items import Conversation, read_item
 from gateway.errors import InvalidRequest, RequestTooLarge, UnsupportedParameter

@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gateway.chat.answer import Delta
-from gateway.chat.request import Chat, Message
+from gateway.chat.message import Message
+from gateway.chat.request import Chat
 from gateway.chat.surrogates import without_halves
 from gateway.engines.lines import LineBuffer, LineTooLong
 from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError

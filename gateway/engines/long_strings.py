@@ -13,7 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.chat.embedding import Embedding
-from gateway.chat.request import Chat, ImagePart, ImageUrl, Message
+from gateway.chat.message import ImagePart, ImageUrl, Message
+from gateway.chat.request import Chat
 
 MIN_LENGTH = 16 * 1024
 """Minimum length of an image that is rendered apart, in characters."""

@@ -8,8 +8,10 @@ import msgspec
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.conversation import with_system_first
 from gateway.chat.json_schema import Schema
-from gateway.chat.request import Chat, Function, JsonFormat, Message, SchemaFormat, Tool
+from gateway.chat.message import Message
+from gateway.chat.request import Chat, JsonFormat, SchemaFormat
 from gateway.chat.tool_names import with_engine_names
+from gateway.chat.tools import Function, Tool
 from gateway.engines.engine import ModelFacts, estimated_tokens, unsupported
 from gateway.engines.grammar.portable import portable, portable_calls, work_budget
 from gateway.engines.grammar.regex import check_expansion

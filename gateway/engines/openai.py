@@ -9,24 +9,10 @@ from msgspec import Struct
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.conversation import template_id, with_system_first, with_turns, without_system
 from gateway.chat.json_schema import Schema, WorkBudget
-from gateway.chat.request import (
-    FORMAT_FIELDS,
-    AllowedTools,
-    CalledFunction,
-    Chat,
-    Choice,
-    Function,
-    ImagePart,
-    JsonFormat,
-    Message,
-    NamedSchema,
-    SchemaFormat,
-    StreamOptions,
-    TextPart,
-    Tool,
-    ToolCall,
-)
+from gateway.chat.message import CalledFunction, ImagePart, Message, TextPart, ToolCall
+from gateway.chat.request import FORMAT_FIELDS, Chat, JsonFormat, NamedSchema, SchemaFormat, StreamOptions
 from gateway.chat.tool_names import with_engine_names
+from gateway.chat.tools import AllowedTools, Choice, Function, Tool
 from gateway.engines.engine import (
     STOP_TOKEN_IDS,
     Ask,

@@ -2,7 +2,8 @@
 
 from hashlib import sha256
 
-from gateway.chat.request import Chat, Message
+from gateway.chat.message import Message
+from gateway.chat.request import Chat
 
 WHOLE_IMAGE = 64 * 1024
 """Characters of an image URL up to which all of it is hashed. Of a longer one, the length and both

@@ -6,8 +6,9 @@ import pytest
 
 from gateway.admission.affinity import LOAD, Affinity
 from gateway.admission.queues import ServerSlots
+from gateway.chat.message import Message
 from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
-from gateway.chat.request import Chat, Message
+from gateway.chat.request import Chat
 from tests.fakes.admission import Request, Server, Setup, setup
 
 

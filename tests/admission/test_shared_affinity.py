@@ -17,8 +17,9 @@ from gateway.admission.shared_affinity import (
     News,
     SharedAffinity,
 )
+from gateway.chat.message import Message
 from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
-from gateway.chat.request import Chat, Message
+from gateway.chat.request import Chat
 from tests.fakes.admission import Request, Server, setup
 
 SYSTEM = "s" * 8000

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from gateway.chat.conversation import template_id, with_system_first, with_turns, without_system
-from gateway.chat.request import Message
+from gateway.chat.message import Message
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 

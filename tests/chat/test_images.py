@@ -24,7 +24,8 @@ from gateway.chat import images as images_module
 from gateway.chat.image_structure import BadImage
 from gateway.chat.image_workers import Converted, OutOfTime
 from gateway.chat.images import Budget, ImageNormalizer, decode
-from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
+from gateway.chat.message import ImagePart, ImageUrl, Message, TextPart
+from gateway.chat.request import Chat
 from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest, QueueTimeout
 from tests.chat.child_samples import HANGING, Gate, watched
 from tests.chat.image_samples import (

@@ -1,7 +1,8 @@
-"""Tests of the canonical chat request: messages, limits, thinking and tools."""
+"""Tests of the canonical chat request: messages, limits, thinking and tools.
 
-import json
-import re
+Covers: gateway/chat/tools.py
+"""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,9 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from gateway.chat.request import MAX_CONTAINERS, MAX_QUOTES, RARE_FIELDS, CalledFunction, Chat
+from gateway.chat.request import RARE_FIELDS, Chat
 from gateway.dialects.openai_chat import OpenAiChat
 from tests.fakes.chats import MIB, allowed, chat, named, request, tool
-from tests.fakes.processor_time import assert_at_most
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
@@ -148,35 +148,6 @@ def test_message_with_more_than_a_text_is_not_plain(more: dict[str, Any]) -> Non
     assert not chat(messages=[{"role": "user", "content": "a"}, {"content": "b"} | more]).has_plain_messages
 
 
-def test_content_parts_stay_in_one_message() -> None:
-    parts = [
-        {"type": "text", "text": "a"},
-        {"type": "image_url", "image_url": {"url": IMAGE, "detail": "high"}},
-        {"type": "text", "text": "b"},
-    ]
-    parsed = chat(messages=[{"role": "user", "content": parts}])
-    assert len(parsed.messages) == 1
-    assert (parsed.messages[0].text, parsed.messages[0].images, parsed.has_images) == ("a\nb", [IMAGE], True)
-
-
-def test_refusal_part_is_text_of_the_message() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "no"}]
-    assert chat(messages=[{"role": "assistant", "content": parts}]).messages[0].text == "a\nno"
-
-
-@pytest.mark.parametrize(
-    ("fields", "reasoning"),
-    [
-        ({}, None),
-        ({"reasoning": "a"}, "a"),
-        ({"reasoning_content": "b"}, "b"),
-        ({"reasoning": "a", "reasoning_content": "b"}, "a"),
-    ],
-)
-def test_earlier_reasoning_is_accepted_under_both_names(fields: dict[str, str], reasoning: str | None) -> None:
-    assert chat(messages=[{"role": "assistant", "content": "x", **fields}]).messages[0].reasoning_text == reasoning
-
-
 # Limits
 
 
@@ -289,75 +260,3 @@ def test_tool_choice_decides_offered_and_forced_functions(choice: Any, offered: 
 def test_empty_list_of_tools_offers_and_forces_nothing(choice: str | None) -> None:
     parsed = chat(tools=[], tool_choice=choice)
     assert (parsed.offered, parsed.forced) == ([], [])
-
-
-# Earlier calls
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ('{"a": 1}', b'{"a": 1}'),
-        ("", b"{}"),
-        (" ", b"{}"),
-        ('{"a":', b'{"arguments":"{\\"a\\":"}'),
-        ("[]", b'{"arguments":"[]"}'),
-        (r'{"\ud83d": "\ude00 \ud83d\ude00"}', rb'{"\ufffd": "\ufffd \ud83d\ude00"}'),
-        ("5", b'{"arguments":"5"}'),
-        ('{"a":' * 65 + "1" + "}" * 65, None),
-    ],
-)
-def test_arguments_that_are_not_an_object_are_wrapped_in_one(arguments: str, expected: bytes | None) -> None:
-    """The call may have been truncated, and Ollama and the templates parse JSON."""
-    whole = CalledFunction("f", arguments).whole_arguments
-    assert isinstance(json.loads(whole), dict)
-    assert whole == (
-        json.dumps({"arguments": arguments}, separators=(",", ":")).encode() if expected is None else expected
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "is_whole"),
-    [
-        ('{"a":' * 64 + "1" + "}" * 64, True),
-        ('{"a":"' + "]" * 1000 + '"}', True),
-        ('{"a":"' + "]" * 1000 + "[" * 63 + '"}', True),
-        ('{"a":"' + "x, " * 300_000 + '"}', True),
-        ('{"a":"' + "[" * 1000 + '"}', False),
-    ],
-)
-def test_nesting_of_arguments_is_limited_to_64(arguments: str, is_whole: bool) -> None:
-    assert (CalledFunction("f", arguments).whole_arguments == arguments.encode()) is is_whole
-
-
-@pytest.mark.parametrize(
-    ("arguments", "is_whole"),
-    [
-        ('{"a":[' + "[]," * (MAX_CONTAINERS - 3) + "1]}", True),
-        ('{"a":[' + "[]," * MAX_CONTAINERS + "1]}", False),
-        ('{"a":[' + '{"b":[]},' * (MAX_CONTAINERS // 2) + "1]}", False),
-        ('{"a":"' + "f(x)[0]{}; " * MAX_CONTAINERS + '"}', True),
-        ('{"a":"' + r"f(\"x\")[0]{}\\" * MAX_CONTAINERS + '"}', True),
-        ('{"a":[' + '"[]",' * MAX_QUOTES + "1]}", False),
-    ],
-)
-def test_arguments_with_too_many_objects_are_not_parsed(arguments: str, is_whole: bool) -> None:
-    """The parser takes the event loop 150 ms for 200,000 empty arrays. Those within strings cost nothing."""
-    assert (CalledFunction("f", arguments).whole_arguments == arguments.encode()) is is_whole
-
-
-def test_arguments_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    function = CalledFunction("f", '{"a": [1, {"b": 2}]}')
-    assert function.form == "object"
-    monkeypatch.setattr("gateway.chat.request.orjson", None)
-    assert function.whole_arguments == function.arguments.encode()
-
-
-@pytest.mark.parametrize("filling", ["]" * MIB, "[]" * (MIB // 2), "]" * 60 + "x" + "{}" * 90_000, "[" * MIB])
-def test_arguments_full_of_brackets_cost_no_more_than_to_find_the_brackets(filling: str) -> None:
-    arguments = json.dumps({"a": filling})
-    assert isinstance(json.loads(CalledFunction("f", arguments).whole_arguments), dict)
-    brackets = "[]" * (MIB // 2)
-    assert_at_most(
-        1, lambda: CalledFunction("f", arguments).whole_arguments, yardstick=lambda: re.findall(r"[][{}]", brackets)
-    )

@@ -11,7 +11,8 @@ import pytest
 
 from gateway.chat.answer import Answer, CallDelta, Delta, FinishReason, Timings, Usage
 from gateway.chat.images import urls_of
-from gateway.chat.request import Chat, Choice, SchemaFormat
+from gateway.chat.request import Chat, SchemaFormat
+from gateway.chat.tools import Choice
 from gateway.dialects.anthropic_messages import AnthropicCountTokens, AnthropicErrors, AnthropicMessages, MessageForm
 from gateway.errors import (
     ContextLengthExceeded,

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.chat.request import ImagePart, ImageUrl, JsonFormat, SchemaFormat, TextPart
+from gateway.chat.message import ImagePart, ImageUrl, TextPart
+from gateway.chat.request import JsonFormat, SchemaFormat
 from gateway.chat.tool_names import with_engine_names
 from gateway.dialects.json_body import completed
 from gateway.dialects.ollama_request import ParsedRequest, parse_chat, parse_generate

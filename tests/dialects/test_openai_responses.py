@@ -23,7 +23,8 @@ from gateway.chat.answer import (
     TokenLogprob,
     Usage,
 )
-from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
+from gateway.chat.request import Chat, JsonFormat, SchemaFormat
+from gateway.chat.tools import Choice
 from gateway.dialects.dialect import ChatCall
 from gateway.dialects.openai_responses import MAX_ITEMS, OpenAiResponses
 from gateway.errors import (

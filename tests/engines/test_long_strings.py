@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import pytest
 
 from gateway.chat.embedding import Embedding
-from gateway.chat.request import Chat, ImagePart
+from gateway.chat.message import ImagePart
+from gateway.chat.request import Chat
 from gateway.dialects.openai_chat_request import decode
 from gateway.engines.embeddings import OllamaEmbedder, OpenAiEmbedder
 from gateway.engines.engine import ModelFacts

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway.chat.image_address import IpAddress, is_public, parse_prefix
-from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
+from gateway.chat.message import ImagePart, ImageUrl, Message, TextPart
+from gateway.chat.request import Chat
 from gateway.errors import InvalidImageUrl
 from gateway.upstream import image_fetcher
 from gateway.upstream.image_fetcher import MAX_FETCHED, MAX_REDIRECTS, ImageFetcher

@@ -16,23 +16,11 @@ from msgspec import Struct
 from gateway.admission.fair_queue import Claim
 from gateway.admission.ticket import Ticket
 from gateway.chat.answer import Answer, Delta, assemble
+from gateway.chat.message import ImagePart, ImageUrl, Message, RefusalPart, Role, TextPart
 from gateway.chat.normalizer import THOUGHT_CLOSES, THOUGHT_OPENS, Normalizer
 from gateway.chat.parameter_policy import ParameterPolicy
-from gateway.chat.request import (
-    Chat,
-    Choice,
-    ChosenFunction,
-    Function,
-    ImagePart,
-    ImageUrl,
-    Message,
-    NamedSchema,
-    RefusalPart,
-    Role,
-    SchemaFormat,
-    TextPart,
-    Tool,
-)
+from gateway.chat.request import Chat, NamedSchema, SchemaFormat
+from gateway.chat.tools import Choice, ChosenFunction, Function, Tool
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.errors import (
     BackendUnavailable,
