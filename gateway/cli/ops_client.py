@@ -121,10 +121,8 @@ class OpsClient:
         url = f"{self.base_url}/metrics"
         try:
             response = httpx2.get(url, headers=self._headers, timeout=SECONDS, trust_env=False)
-        except httpx2.HTTPError:
-            raise OpsError(
-                f"cannot reach a gateway at {self.base_url}; start it, or set GATEWAY_URL to its address"
-            ) from None
+        except httpx2.HTTPError as error:
+            raise OpsError(self._no_answer(error)) from None
         if response.status_code != 200 or not response.headers.get("content-type", "").startswith("text/plain"):
             try:
                 answer = response.json()
@@ -158,15 +156,18 @@ class OpsClient:
                 f"no answer from {self.base_url} within {seconds:g} s; "
                 "if the gateway has another address, set GATEWAY_URL"
             ) from None
-        except httpx2.HTTPError:
-            raise OpsError(
-                f"cannot reach a gateway at {self.base_url}; start it, or set GATEWAY_URL to its address"
-            ) from None
+        except httpx2.HTTPError as error:
+            raise OpsError(self._no_answer(error)) from None
         except ValueError:
             raise OpsError(self._not_a_gateway()) from None
         if response.status_code == 200 and isinstance(answer, dict) and field in answer:
             return answer
         raise OpsError(self._refusal(response.status_code, answer), response.status_code)
+
+    def _no_answer(self, error: httpx2.HTTPError) -> str:
+        if isinstance(error, httpx2.ConnectError):
+            return f"cannot reach a gateway at {self.base_url}; start it, or set GATEWAY_URL to its address"
+        return f"the server at {self.base_url} did not answer ({type(error).__name__}); see the gateway's log"
 
     def _not_a_gateway(self) -> str:
         return f"the server at {self.base_url} is not an LLM gateway; set GATEWAY_URL to the gateway's address"

@@ -1,5 +1,6 @@
 """Client of `/ops`: how the commands find a gateway, authenticate, and report what goes wrong."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ async def test_gateway_that_cannot_be_reached_exits_with_1_and_one_line(words: t
     assert (
         result.stderr == "cannot reach a gateway at http://127.0.0.1:1; start it, or set GATEWAY_URL to its address\n"
     )
+
+
+async def test_connection_that_breaks_off_is_not_a_gateway_that_cannot_be_reached() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        result = await command("status", GATEWAY_URL=url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"the server at {url} did not answer (RemoteProtocolError); see the gateway's log\n"
 
 
 async def test_server_that_is_not_a_gateway_exits_with_1_and_one_line() -> None:

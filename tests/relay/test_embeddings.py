@@ -280,7 +280,7 @@ async def test_model_names_of_one_endpoint_are_unknown_to_the_other(kind: Kind) 
             reply = await gateway.ask({"model": name})
             assert code(reply) == (404, "model_not_found")
             assert reply.error is not None
-            assert "/v1/embeddings" in reply.error["message"]
+            assert "This is an embedding model." in reply.error["message"]
         assert [request["path"] for request in list(server.engine.requests)[seen:] if request["method"] == "POST"] == []
 
 
