@@ -23,8 +23,9 @@ from gateway.admission.concurrency_limits import ConcurrencyLimit
 from gateway.admission.prefix_cache import PrefixCache
 from gateway.admission.queues import Gate, Placement, ServerSlots
 from gateway.admission.shared_affinity import SharedAffinity
+from gateway.chat.message import Message
 from gateway.chat.prompt_blocks import prompt_blocks
-from gateway.chat.request import Chat, Message
+from gateway.chat.request import Chat
 
 SEEDS = (1, 2, 3)
 

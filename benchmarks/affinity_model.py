@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.chat.message import Message
 from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
-from gateway.chat.request import Chat, Message
+from gateway.chat.request import Chat
 
 BLOCK_TOKENS = 16
 BLOCK = BLOCK_TOKENS * 4

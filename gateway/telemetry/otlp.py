@@ -72,7 +72,8 @@ class OtlpTracer:
     def __init__(self, exporter: SpanExporter | None = None) -> None:
         self._ids = _PresetIds()
         self._provider = TracerProvider(resource=_resource(), id_generator=self._ids, shutdown_on_exit=False)
-        self._processor = BatchSpanProcessor(_ReportingExporter(exporter or OTLPSpanExporter()))
+        self._exporter = _ReportingExporter(exporter or OTLPSpanExporter())
+        self._processor = BatchSpanProcessor(self._exporter)
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("gateway", __version__)
         self._loop = asyncio.get_running_loop()
@@ -113,6 +114,7 @@ class OtlpTracer:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await done.wait()
         except TimeoutError:
+            self._exporter.shutdown()  # or it would go on trying for up to 10 s (OTEL_EXPORTER_OTLP_TIMEOUT)
             _log.warning("the last traces could not be sent within %.1f s", CLOSE_SECONDS)
 
     def _end(self, ended: EndedExchange) -> None:
@@ -186,6 +188,7 @@ class _ReportingExporter(SpanExporter):
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
         self._is_failing = False
+        self._is_shut_down = False
         self._messages = _LastMessage()
         library = logging.getLogger("opentelemetry")
         library.propagate = False
@@ -202,6 +205,9 @@ class _ReportingExporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
+        if self._is_shut_down:
+            return
+        self._is_shut_down = True
         self._exporter.shutdown()
         logging.getLogger("opentelemetry").removeHandler(self._messages)
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
@@ -28,9 +29,14 @@ ERROR = 2
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")  # milliseconds
     monkeypatch.setattr(otlp, "EMIT_SECONDS", 0.01)
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith(("Otel", "end of traces")):
+            thread.join(15)
+            assert not thread.is_alive(), f"{thread.name} goes on after its tracer was closed"
 
 
 @asynccontextmanager
@@ -281,6 +287,7 @@ async def test_collector_that_does_not_work_delays_nothing(
     mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(otlp, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")  # what goes on after that is found by the fixture
     caplog.set_level(logging.INFO)
     async with Collector("healthy" if mode == "gone" else mode) as collector, FaultBackend("vllm") as backend:  # type: ignore[arg-type]
         loop = asyncio.get_running_loop()
