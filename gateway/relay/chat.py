@@ -302,7 +302,7 @@ class ChatRelay(RequeueableRelay):
         shown = stops.feed(deltas)
         if stops.found is not None:
             counted = self._meter.usage
-            prompt = estimated_tokens(self._chat.messages) if counted is None else counted.prompt_tokens
+            prompt = max(1, estimated_tokens(self._chat.messages)) if counted is None else counted.prompt_tokens
             self._meter.usage = usage = Usage(prompt, stops.pieces)
             shown.append(Delta(usage=usage))
         return shown

@@ -88,6 +88,22 @@ async def test_the_engine_ends_when_a_stop_sequence_is_found() -> None:
         assert (await message(gateway, stop_sequences=STOPS))[:2] == ("c", "end_turn")
 
 
+async def test_a_short_prompt_counts_a_token_where_the_gateway_ends_the_answer(
+    served: tuple[Running, simulate.Running],
+) -> None:
+    """The count of an engine that is stopped never comes, and a prompt of no tokens is left out by Ollama's API."""
+    gateway, server = served
+    server.engine.say(["one ", "END", " two"])
+    messages = [{"role": "user", "content": "Hi"}]
+    options = {"stop": [*STOPS, "a1", "a2", "a3"]}  # more than a vLLM's API takes
+    async with httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, verify=False) as client:
+        answer = await client.post(
+            "/api/chat", json={"model": "standard", "messages": messages, "options": options, "stream": False}
+        )
+    assert (answer.status_code, answer.json()["message"]["content"]) == (200, "one ")
+    assert answer.json()["prompt_eval_count"] >= 1
+
+
 async def test_a_chat_completion_leaves_the_search_to_the_engine() -> None:
     async with in_front_of(options("ollama"), **PATIENT) as (gateway, server):
         server.engine.say(["a", "END", "b"])
