@@ -1,4 +1,4 @@
-"""What replicas of the gateway tell each other about the servers of a backend, so that they choose as one.
+"""News of the other replicas about the servers of a backend, with which all replicas choose as one.
 
 Pure: no I/O, no clock.
 
@@ -71,7 +71,7 @@ class News(Struct, frozen=True):
 
 
 class SharedAffinity:
-    """What `replica` tells the others about `backends`, and what it was told. `backends` may change in place."""
+    """The news of `replica` about its `backends`, and those that the others sent. `backends` may change in place."""
 
     def __init__(self, replica: str, backends: Mapping[str, Choosing]) -> None:
         self._replica = replica

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError)
-"""What reading raises if a field of an answer is of another kind than in any known API."""
+"""Errors of reading an answer in which a field has a type that no known API gives it."""
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 

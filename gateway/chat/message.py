@@ -83,7 +83,7 @@ class CalledFunction(Struct, frozen=True, dict=True):
 
     @derived
     def form(self) -> Literal["object", "object with halves", "other"]:
-        """What the arguments are: an object, one with half surrogate pairs, or anything else.
+        """Kind of the arguments: an object, one with half surrogate pairs, or anything else.
 
         It is found once: each rendering needs it, and it takes the longest.
         """

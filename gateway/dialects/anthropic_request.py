@@ -35,7 +35,7 @@ class _Document(Struct, frozen=True, tag="document"):
     source: _Source
     title: str | None = None
     context: str | None = None
-    """What the model is told about the document."""
+    """Text about the document that the model gets with it."""
 
 
 class _Thinking(Struct, frozen=True, tag="thinking"):

@@ -31,7 +31,7 @@ LONG_TEXT, LONG_LOGPROBS = 256 * 1024, 4000
 
 
 class Fillings:
-    """What the placeholders in an answer stand for, in slices."""
+    """Texts and log probabilities that placeholders in an answer stand for, in slices."""
 
     __slots__ = ("_prefix", "_slices")
 

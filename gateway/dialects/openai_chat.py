@@ -13,9 +13,7 @@ from msgspec import Raw, Struct, structs
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, ReasoningField, Usage
 from gateway.dialects.choices import KeptChoice
 from gateway.dialects.dialect import ChatCall, ChatForm, Clock, ErrorForm, OpenAiErrors
-from gateway.dialects.json_body import (
-    Steps,
-)
+from gateway.dialects.json_body import Steps
 from gateway.dialects.json_text import escaped, json_value
 from gateway.dialects.long_answers import LongChoices
 from gateway.dialects.openai_chat_request import check_long_text, decode_long, read

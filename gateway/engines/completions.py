@@ -52,7 +52,7 @@ class Completer(Protocol):
 
 MAX_LOGPROB_VALUES = 60_000
 """Maximum number of commas in a plain answer or an event. Each token with log probabilities has three."""
-MAX_LOGPROBS = 12_000
+MAX_DECODED_LOGPROBS = 12_000
 """Maximum number of tokens and alternatives in a plain answer or an event. All of them become objects."""
 
 
@@ -188,7 +188,7 @@ def _chosen(logprobs: _Logprobs | None) -> list[ChosenLogprob] | None:
     if logprobs is None or logprobs.tokens is None:
         return None if logprobs is None else logprobs.content
     values, alternatives = logprobs.token_logprobs or [], logprobs.top_logprobs or []
-    if len(logprobs.tokens) + sum(len(found) for found in alternatives if found) > MAX_LOGPROBS:
+    if len(logprobs.tokens) + sum(len(found) for found in alternatives if found) > MAX_DECODED_LOGPROBS:
         raise UpstreamError("too_large")
     return [
         ChosenLogprob(

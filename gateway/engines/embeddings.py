@@ -9,13 +9,12 @@ from msgspec import Raw, Struct
 
 from gateway.chat.embedding import MAX_TEXTS, MAX_VECTOR, Embedding, EncodedVector
 from gateway.engines.engine import decode, token_count
-from gateway.engines.error_mapping import client_error, message_of
+from gateway.engines.error_mapping import NO_INPUT, client_error, message_of
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
 
 _NO_EMBEDDINGS = re.compile(r"does not support embeddings", re.IGNORECASE)
 _NO_MATRYOSHKA = re.compile(r"does not support matryoshka", re.IGNORECASE)
 _BAD_DIMENSIONS = re.compile(r"only supports (?:matryoshka )?dimensions|matryoshka", re.IGNORECASE)
-_NO_INPUT = re.compile(r"no input provided", re.IGNORECASE)
 _TOO_LONG = re.compile(r"input length exceeds|after truncation exceeds|too large to process", re.IGNORECASE)
 _TOO_LONG_LIMIT = re.compile(r"current batch size: (\d{1,9})")
 
@@ -247,7 +246,7 @@ def _client_error(status: int, body: bytes) -> GatewayError:
         if _TOO_LONG.search(message):
             limit = _TOO_LONG_LIMIT.search(message)
             return ContextLengthExceeded(int(limit[1]) if limit else None, "input")
-        if _NO_INPUT.search(message):
+        if NO_INPUT.search(message):
             return InvalidRequest("One of the input texts has nothing that the model reads.", param="input")
     error = client_error(status, body)
     return ContextLengthExceeded(error.limit, "input") if isinstance(error, ContextLengthExceeded) else error

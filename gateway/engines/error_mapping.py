@@ -47,7 +47,7 @@ _NO_IMAGES = re.compile(
     r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE
 )
 _MANY_IMAGES = re.compile(r"at most (\d{1,4}) image\(s\)", re.IGNORECASE)  # vLLM's --limit-mm-per-prompt
-_NO_INPUT = re.compile(r"no input provided", re.IGNORECASE)
+NO_INPUT = re.compile(r"no input provided", re.IGNORECASE)
 """Ollama 0.24, if the template makes no token of the messages."""
 _REFUSED_FIELD = re.compile(r"\b(min_tokens|stop_token_ids|mm_processor_kwargs|continue_final_message)\b")
 """Fields of which a vLLM refuses some values. Its messages name them."""
@@ -127,7 +127,7 @@ def _client_fault(message: str) -> GatewayError | None:
         return InvalidRequest(f"This model accepts at most {image_limit[1]} images in one request.", param="messages")
     if image_limit or _NO_IMAGES.search(message):
         return UnsupportedParameter("This model does not accept images.", param="messages")
-    if _NO_INPUT.search(message):
+    if NO_INPUT.search(message):
         return InvalidRequest("The messages have no text for the model. Send some.", param="messages")
     if _ROLES.search(message):
         return RolesRefused()

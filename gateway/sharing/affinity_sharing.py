@@ -9,6 +9,9 @@ from gateway.admission.shared_affinity import SharedAffinity
 from gateway.replicas.link_down import LinkDown
 from gateway.replicas.tasks import end
 
+AFFINITY = "affinity"
+"""Name of the messages, on the hub and on Redis."""
+
 
 class AffinitySharing:
     """Sends the news of `shared` while it is entered (`async with`), one message at a time.

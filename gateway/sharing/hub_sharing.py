@@ -10,15 +10,13 @@ from gateway.api.named_keys import NamedKeys
 from gateway.replicas.key_limits import SharedKeyLimits
 from gateway.replicas.member import HubLink, HubMember
 from gateway.replicas.names import replica_name
-from gateway.sharing.affinity_sharing import AffinitySharing
+from gateway.sharing.affinity_sharing import AFFINITY, AffinitySharing
 from gateway.sharing.base import Sharing
 from gateway.upstream.backend import Backend
 from gateway.usage.recorder import UsageRecorder
 
 ROLLOUT = "rollout"
 """Name of the document with the roll-out."""
-AFFINITY = "affinity"
-"""Subject of what replicas tell each other about servers."""
 USAGE = "usage"
 """Subject of the question that has other replicas write their usage."""
 

@@ -13,16 +13,13 @@ from gateway.replicas.limit_sharing import LimitSharing, open_link
 from gateway.replicas.member import HubMember
 from gateway.replicas.names import replica_name
 from gateway.replicas.shared_usage import SharedUsage
-from gateway.sharing.affinity_sharing import AffinitySharing
+from gateway.sharing.affinity_sharing import AFFINITY, AffinitySharing
 from gateway.sharing.base import Sharing
 from gateway.sharing.hub_sharing import share_file
 from gateway.state_file import StateFile
 from gateway.upstream.backend import Backend, OnEvent
 from gateway.upstream.hints import Hints
 from gateway.usage.recorder import UsageRecorder
-
-AFFINITY = "affinity"
-"""Channel of what replicas tell each other about servers."""
 
 
 class RedisSharing(Sharing):

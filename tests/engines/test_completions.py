@@ -9,8 +9,8 @@ import pytest
 from gateway.chat.answer import Delta, TokenLogprob, Usage
 from gateway.chat.completion import Completion, prompt_messages
 from gateway.engines.completions import (
+    MAX_DECODED_LOGPROBS,
     MAX_LOGPROB_VALUES,
-    MAX_LOGPROBS,
     CompletionReader,
     GenerateReader,
     OllamaCompleter,
@@ -173,8 +173,8 @@ def test_plain_answer_that_is_not_one_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     "logprobs",
     [
-        {"tokens": ["a"] * (MAX_LOGPROBS + 1)},
-        {"tokens": ["a"] * 2, "top_logprobs": [{str(n): -1.0 for n in range(MAX_LOGPROBS // 2)}] * 2},
+        {"tokens": ["a"] * (MAX_DECODED_LOGPROBS + 1)},
+        {"tokens": ["a"] * 2, "top_logprobs": [{str(n): -1.0 for n in range(MAX_DECODED_LOGPROBS // 2)}] * 2},
         {"token_logprobs": [0] * (MAX_LOGPROB_VALUES + 2)},
         {"content": [{"token": "a", "logprob": -1}] * (MAX_OBJECTS + 1)},
     ],
