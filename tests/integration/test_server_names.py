@@ -362,12 +362,12 @@ async def test_last_servers_stay_while_the_name_cannot_be_resolved(
     assert len([message for message in caplog.messages if "is not resolved" in message]) == 1
 
 
-async def test_last_servers_stay_when_the_answer_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_last_servers_stay_when_the_answer_is_empty() -> None:
     async with pods() as setup:
         one = await setup.start(1)
         setup.announce(one)
         await setup.serve()
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: [])
+        setup.dns.answer = []
         await until(lambda: setup.status["names"][0]["failure"] == "the name has no address")
         assert (await setup.gateway.ask()).status == 200
 

@@ -121,14 +121,14 @@ async def test_servers_stay_when_more_addresses_than_the_limit_come_in_any_order
         assert (follower.addresses, len(follower.steps)) == (before, steps)
 
 
-async def test_scope_and_family_of_an_address_are_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [
+async def test_scope_and_family_of_an_address_are_part_of_it() -> None:
+    found: list[tuple[Any, ...]] = [
         (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 0, 0, 3)),
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0)),
         (socket.AF_UNIX, socket.SOCK_STREAM, 6, "", "/socket"),
     ]
     async with following() as follower:
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: found)
+        follower.dns.answer = found
         await until(lambda: follower.addresses == ["10.0.0.1", "fe80::1%3"])
         assert {server.label for server in follower.backend.servers} == {"10.0.0.1:8000", "[fe80::1%3]:8000"}
 
