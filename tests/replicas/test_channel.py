@@ -2,12 +2,15 @@
 
 from contextlib import AsyncExitStack
 
+import pytest
+
 from gateway.replicas.channel import MOST_PENDING, Channel
 from gateway.replicas.link import RedisLink
 from tests.fakes.redis import redis_server
 from tests.fakes.running_gateway import until
 
 
+@pytest.mark.usefixtures("patient_links")
 async def test_message_reaches_all_and_without_redis_it_is_dropped() -> None:
     async with AsyncExitStack() as stack:
         server = stack.enter_context(redis_server())

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from gateway.replicas import link
 from gateway.replicas.link import RedisLink, key
 from gateway.replicas.redis_document import RedisDocument
 from gateway.replicas.shared_document import MAX_BYTES, Snapshot, Unreachable
@@ -18,6 +19,8 @@ from tests.fakes.redis import RedisServer, redis_server
 from tests.fakes.running_gateway import until
 
 NAME = "test"
+
+pytestmark = pytest.mark.usefixtures("patient_links")
 
 
 class Reader:
@@ -139,7 +142,8 @@ async def test_without_redis_it_is_unreachable_and_the_way_back_wakes(two: Two) 
     assert await two.one.read() == Snapshot(0, b"")  # this server keeps nothing
 
 
-async def test_call_to_a_server_that_hangs_ends(two: Two) -> None:
+async def test_call_to_a_server_that_hangs_ends(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "CALL_SECONDS", 1.0)
     two.server.pause()
     try:
         async with asyncio.timeout(10):

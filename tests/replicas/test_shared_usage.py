@@ -19,6 +19,8 @@ NOW = 1_796_040_000.0
 DAY, TODAY = 86_400, "2026-11-30"
 PATIENCE = 20.0
 
+pytestmark = pytest.mark.usefixtures("patient_links")
+
 
 class Replica:
     def __init__(self, file: Path, server: RedisServer) -> None:
