@@ -34,6 +34,7 @@ from gateway.chat.prompt_blocks import PromptBlocks
 
 LOAD = 512.0
 UNKNOWN = 1.5
+_INFINITE, _LOWEST = float("inf"), -float("inf")
 
 
 class Affinity:
@@ -67,26 +68,25 @@ class Affinity:
 
         Of equals, the one whose server was given a request longest ago.
         """
-        size, ends, is_continued = prompt.size, prompt.ends, prompt.is_continued
-        counts = [placement.server.prefixes.known_blocks(prompt) for placement in placements]
-        prompt.counts = known = dict[object, int]()
-        is_unseen = is_continued and max(counts) <= prompt.common
-        home: Placement | None = None
-        if is_unseen or not is_continued:
-            home = max(placements, key=lambda placement: hash((prompt.home, placement.server.prefixes.seed)))
-        best, least, home_cost = placements[0], float("inf"), float("inf")
-        for placement, count in zip(placements, counts, strict=True):
-            known[placement] = count
+        prompt.counts = counts = {}
+        most = 0
+        for placement in placements:
+            counts[placement] = count = placement.server.prefixes.known_blocks(prompt)
+            if count > most:
+                most = count
+        is_unseen = prompt.is_continued and most <= prompt.common
+        home = _home(prompt, placements) if is_unseen or not prompt.is_continued else None
+        ends, size = prompt.ends, prompt.size
+        best, least, turn, home_cost = placements[0], _INFINITE, _INFINITE, _INFINITE
+        for placement, count in counts.items():
             cache = placement.server.prefixes
             unknown = 0 if is_unseen and placement is home else size - ends[count - 1] if count else size
             cost = cache.pending + cache.elsewhere + LOAD * placement.limits[0].count + UNKNOWN * unknown
-            if cost < least or (cost == least and cache.turn < best.server.prefixes.turn):
-                best, least = placement, cost
+            if cost < least or (cost == least and cache.turn < turn):
+                best, least, turn = placement, cost, cache.turn
             if placement is home:
                 home_cost = cost
-        if home is not None and home_cost <= least + LOAD:
-            return home
-        return best
+        return home if home is not None and home_cost <= least + LOAD else best
 
     def begin(self, prompt: PromptBlocks, placement: Placement, others: Sequence[Placement]) -> int:
         """Record that a request was sent. Return the characters that the server has to compute for it."""
@@ -109,3 +109,13 @@ class Affinity:
         unknown = prompt.size - prompt.ends[count - 1] if count else prompt.size
         cache.pending += unknown
         return unknown
+
+
+def _home(prompt: PromptBlocks, placements: Sequence[Placement]) -> Placement:
+    """Return where the conversation is at home, by rendezvous hashing."""
+    home, highest, number = placements[0], _LOWEST, prompt.home
+    for placement in placements:
+        score = hash((number, placement.server.prefixes.seed))
+        if score > highest:
+            home, highest = placement, score
+    return home

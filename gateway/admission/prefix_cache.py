@@ -97,14 +97,18 @@ class PrefixCache:
     def known_blocks(self, prompt: PromptBlocks) -> int:
         """Return the number of blocks at the beginning of `prompt` that the server has.
 
-        Later blocks are forgotten first, so this is found by bisection.
+        Later blocks are forgotten first, so this is found by bisection, after the likely answers: all, and all
+        but the last.
         """
         known, hashes = self._known, prompt.hashes
+        count = len(hashes)
         if hashes[-1] in known:
-            return len(hashes)
+            return count
+        if count > 1 and hashes[-2] in known:
+            return count - 1
         low = 0
         if hashes[0] in known:
-            low, high = 1, len(hashes) - 1
+            low, high = 1, count - 2
             while low < high:
                 middle = (low + high) // 2
                 if hashes[middle] in known:

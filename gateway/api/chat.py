@@ -260,7 +260,8 @@ class CompletionEndpoint(ChatEndpoint):
 
 def _sizes(asked: Chat) -> tuple[int, int]:
     """Return how many images and answers a request has."""
-    images = sum(len(message.images) for message in asked.messages) if asked.has_images else 0
+    has_images = not asked.has_plain_messages and asked.has_images
+    images = sum(len(message.images) for message in asked.messages) if has_images else 0
     is_several = isinstance(asked, Completion) and len(asked.messages) > 1
     return images, (asked.n or 1) * (len(asked.messages) if is_several else 1)
 

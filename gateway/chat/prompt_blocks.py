@@ -7,10 +7,13 @@ its blocks are pieces of text, and each message begins a new one.
 """
 
 from itertools import chain, pairwise
+from operator import attrgetter
 from zlib import crc32
 
 from gateway.chat.message import Message
 from gateway.chat.request import Chat
+
+_content = attrgetter("content")
 
 MAX_BLOCKS = 512
 """Blocks of a prompt after which no further message counts."""
@@ -24,9 +27,13 @@ IMAGE_CHARACTERS = 4000
 SAMPLE = 1024
 """Characters at each end of a text, or of the address of an image, that stand for the whole of it."""
 STEP = 16
-"""Of the turns after the first, one in so many characters is hashed, but for those after the last place of
-a block. Requests that have nothing to do with each other differ before that, in what is hashed whole; a
-smaller change of an earlier turn may not be noticed, and then costs a less good choice."""
+"""Of the turns after the first, one in so many characters is hashed, but for the last `TAIL`.
+
+Requests that have nothing to do with each other differ before that, in what is hashed whole; a smaller change
+of an earlier turn may not be noticed, and then costs a less good choice.
+"""
+TAIL = 512
+"""Characters at the end of a prompt that are hashed whole."""
 KEPT_TEXTS = 32
 """Long system messages whose blocks are remembered, so that they need not be hashed for each request."""
 LONGEST_KEPT = 64 * 1024
@@ -39,12 +46,12 @@ _PLACES = [
         chain(range(0, 16 * 1024, SHORT), range(16 * 1024, 128 * 1024, 4096), range(128 * 1024, 1 << 24, 64 * 1024))
     )
 ]
-_LATER_PLACES = [
-    *pairwise(
-        chain(range(0, 4 * 1024, SHORT), range(4 * 1024, 128 * 1024, 4096), range(128 * 1024, 1 << 24, 64 * 1024))
-    )
-]
-"""Places in the text of all turns after the first."""
+_LATER_PLACES = [*pairwise(chain((0, 1024, 4096, 16 * 1024), range(64 * 1024, 1 << 24, 64 * 1024)))]
+"""Places in the text of all turns after the first.
+
+They are few, because each costs time. Most important is where the previous prompt ended, and that has a
+block of its own.
+"""
 
 
 class PromptBlocks:
@@ -109,29 +116,27 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     blocks = _Chain(hash(model))
     if chat.tools:
         _add_tools(chat, blocks)
-    common, home, count, messages = len(blocks.hashes), 0, 0, chat.messages
     root = tools = _number_of_tools(chat) if chat.tools else 0
+    common, home, count, messages = len(blocks.hashes), 0, 0, chat.messages
     for message in messages:
         count += 1
         content, role = message.content, message.role
-        if isinstance(content, str) and len(content) > SHORT and role == "system" and count == 1:
+        if count == 1 and role == "system" and isinstance(content, str) and len(content) > SHORT:
             home = _add_system(content, blocks)
-            root = home ^ tools
-            common = len(blocks.hashes)
-            continue
-        _add(message, blocks)
-        if role != "assistant":
+        else:
+            _add(message, blocks)
+            if role == "assistant":
+                continue
             home = _sampled(home, message)
             if role == "user":
                 break
-            root = home ^ tools
-            common = len(blocks.hashes)
-    later = messages[count:]
-    if later:
+        root = home ^ tools
+        common = len(blocks.hashes)
+    if count < len(messages):
         if chat.has_plain_messages:
-            _add_texts([message.content for message in later], blocks)  # type: ignore[misc]  # texts, all of them
+            _add_texts([*map(_content, messages[count:])], blocks)
         else:
-            for message in later:
+            for message in messages[count:]:
                 if len(blocks.hashes) < MAX_BLOCKS:
                     _add(message, blocks)
     if blocks.end < WORTH_CACHING:
@@ -189,31 +194,35 @@ def _add_texts(texts: list[str], blocks: _Chain) -> None:
     ends where the prompt of the turn before ended.
     """
     text, current, start, hashes, ends = "\0".join(texts), blocks.current, blocks.end, blocks.hashes, blocks.ends
-    length = len(text)
+    sample, length = text[::STEP], len(text)
     before = length - len(texts[-1]) - len(texts[-2]) - 2 if len(texts) > 2 else 0  # the previous prompt
-    last = 0
     for place, stop in _LATER_PLACES:
-        if place < before < stop:
-            hashes.append(hash((current, text[place:before])))
+        if place < before <= stop:
+            hashes.append(_hash_to(before, place, current, text, sample))
             ends.append(start + before)
-        if stop > length:
+        if stop >= length:
+            hashes.append(_hash_to(length, place, current, text, sample))
             break
-        current = hash((current, text[place:stop:STEP]))
+        current = hash((current, sample[place // STEP : stop // STEP]))
         hashes.append(current)
         ends.append(start + stop)
-        last = stop
-    if last < length or not length:
-        hashes.append(hash((current, text[last:])))
-        ends.append(start + length)
+    ends.append(start + length)
     blocks.end = start + length
+
+
+def _hash_to(end: int, place: int, current: int, text: str, sample: str) -> int:
+    """Return the hash of a prompt that ends in the block from `place` on."""
+    tail = text[max(place, end - TAIL) : end]
+    return hash((current, sample[place // STEP : (end + STEP - 1) // STEP], tail))
 
 
 def _add(message: Message, blocks: _Chain) -> None:
     """Add the blocks of one message."""
-    content, current, end = message.content, hash((blocks.current, message.role)), blocks.end
+    content, role = message.content, message.role
     if isinstance(content, str) and len(content) <= SHORT and message.tool_calls is None:
-        blocks.add(hash((current, content)), end + len(content))
+        blocks.add(hash((blocks.current, role, content)), blocks.end + len(content))
         return
+    current, end = hash((blocks.current, role)), blocks.end
     text = message.text
     length = len(text)
     for place, stop in _PLACES:
@@ -234,6 +243,9 @@ def _add(message: Message, blocks: _Chain) -> None:
 
 def _sampled(home: int, message: Message) -> int:
     """Return `home` continued with a message, of which both ends stand for the whole."""
+    content = message.content
+    if isinstance(content, str) and len(content) <= SHORT:
+        return crc32(content.encode("utf-8", "surrogatepass"), home)
     for text in (message.text, *message.images):
         sample = text if len(text) <= SHORT else f"{len(text)}:{text[:SAMPLE]}:{text[-SAMPLE:]}"
         home = crc32(sample.encode(errors="surrogatepass"), home)

@@ -133,6 +133,13 @@ def test_each_turn_of_a_growing_conversation_begins_with_all_of_the_last_prompt(
         messages += [answer("a" * (size // 2))]
 
 
+@pytest.mark.parametrize("length", [1023, 1024, 1025, 4096, 16 * 1024, 64 * 1024])
+def test_prompt_that_ends_at_a_place_of_a_block_is_known_whole(length: int) -> None:
+    turns = [SYSTEM, user("one"), answer("a" * (length - 4)), user("two")]
+    first, second = blocks(*turns), blocks(*turns, answer("b" * 90), user("three"))
+    assert shared(first, second) == first.size == 5003 + length
+
+
 def test_conversations_that_part_late_share_what_comes_before() -> None:
     turns = [message for number in range(20) for message in (user(f"{number}" + "q" * 700), answer("a" * 700))]
     one, other = blocks(SYSTEM, *turns, user("left")), blocks(SYSTEM, *turns[:30], user("right"))
