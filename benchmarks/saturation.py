@@ -8,7 +8,8 @@ difference between streams of many tokens and of one.
 
 The gateway runs as in `cost.py`, and once more with a limited key, usage records, and two servers
 between which affinity chooses ("full"). vllm-router runs with its defaults, and once more with its
-cheapest settings ("round robin"). nginx forwards bytes and is the floor. Exit status 0: everything
+cheapest settings ("round robin"). nginx forwards bytes and is the floor. `--also NAME=COMMAND` adds
+gateways that are started otherwise, such as by another Python. Exit status 0: everything
 ran; 1: something did not run or, with `--strict`, a target was missed.
 """
 
@@ -55,6 +56,8 @@ class SaturationOptions:
     programs: dict[str, str]
     """Paths of wrk and of the other subjects' programs; empty for one that is not installed."""
     gateway_command: list[str]
+    others: dict[str, list[str]]
+    """Commands of further gateways, by the names of their rows."""
     rounds: int
     seconds: float
     tokens: int
@@ -96,6 +99,10 @@ class SaturationBench:
             command = self.options.gateway_command
             ours = subjects.gateway(self.setup, port, command), subjects.full_gateway(self.setup, port, command)
             self.subjects = [stack.enter_context(each) for each in ours]
+            for name, other in self.options.others.items():
+                self.subjects.append(stack.enter_context(subjects.gateway(self.setup, port, other, name)))
+                full = subjects.full_gateway(self.setup, port, other, f"{name}, full")
+                self.subjects.append(stack.enter_context(full))
             if programs[THEIRS]:
                 for name, has_defaults in ((THEIRS, True), (CHEAPEST, False)):
                     router = subjects.vllm_router(self.setup, port, programs[THEIRS], name, has_defaults=has_defaults)
@@ -291,6 +298,9 @@ def parse(arguments: list[str]) -> SaturationOptions:
     parser.add_argument(
         "--gateway-command", default=f"{sys.executable} -m gateway serve", help="command that starts the gateway"
     )
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="NAME=COMMAND", help="a further gateway, as on another Python"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement")
     parser.add_argument("--tokens", type=int, default=100, help="tokens of a long stream")
@@ -301,9 +311,19 @@ def parse(arguments: list[str]) -> SaturationOptions:
     if given.rounds < 1 or given.seconds <= 0 or given.tokens < 2:
         parser.error("--rounds must be 1 or more, --seconds more than 0, --tokens 2 or more")
     programs = {name: getattr(given, name.lower().replace("-", "_")) for name in installed}
-    command = shlex.split(given.gateway_command)
+    others = {name: shlex.split(command) for name, _, command in (text.partition("=") for text in given.also)}
+    if not all(others.values()):
+        parser.error("--also must be NAME=COMMAND")
     return SaturationOptions(
-        programs, command, given.rounds, given.seconds, given.tokens, not given.no_pin, given.strict, given.json
+        programs,
+        shlex.split(given.gateway_command),
+        others,
+        given.rounds,
+        given.seconds,
+        given.tokens,
+        not given.no_pin,
+        given.strict,
+        given.json,
     )
 
 

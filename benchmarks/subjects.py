@@ -106,17 +106,20 @@ def upstream(setup: BenchSetup) -> Iterator[Subject]:
 
 
 @contextlib.contextmanager
-def gateway(setup: BenchSetup, upstream_port: int, command: list[str]) -> Iterator[Subject]:
+def gateway(setup: BenchSetup, upstream_port: int, command: list[str], name: str = OURS) -> Iterator[Subject]:
     """Run this gateway by `command`, in an empty directory so that no `.env` is read."""
     port = free_port()
-    with _running(OURS, command, gateway_environment(port, upstream_port), setup, port) as pid:
-        yield Subject(OURS, port, pid, "standard", "/healthz")
+    with _running(name, command, gateway_environment(port, upstream_port), setup, port) as pid:
+        yield Subject(name, port, pid, "standard", "/healthz")
 
 
 @contextlib.contextmanager
-def full_gateway(setup: BenchSetup, upstream_port: int, command: list[str]) -> Iterator[Subject]:
+def full_gateway(
+    setup: BenchSetup, upstream_port: int, command: list[str], name: str = f"{OURS}, full"
+) -> Iterator[Subject]:
     """Run this gateway with a limited key, usage records, and two servers between which affinity chooses."""
-    port, home = free_port(), setup.scratch / "full-gateway"
+    port = free_port()
+    home = setup.scratch / f"full-{port}"
     home.mkdir()
     limits = {"requests_per_minute": 10**7, "tokens_per_minute": 10**10, "tokens_per_day": 10**12, "concurrency": 8192}
     key = {"name": "bench", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), **limits}
@@ -129,8 +132,8 @@ def full_gateway(setup: BenchSetup, upstream_port: int, command: list[str]) -> I
         "GATEWAY__BACKENDS__VLLM__SERVERS": json.dumps(servers),
     }
     del environment["VLLM_BASE_URL"]
-    with _running(f"{OURS}-full", command, environment, setup, port) as pid:
-        yield Subject(f"{OURS}, full", port, pid, "standard", "/healthz")
+    with _running(name, command, environment, setup, port) as pid:
+        yield Subject(name, port, pid, "standard", "/healthz")
 
 
 @contextlib.contextmanager
@@ -196,8 +199,7 @@ def nginx(setup: BenchSetup, upstream_port: int, program: str) -> Iterator[Subje
 
 @contextlib.contextmanager
 def _running(name: str, command: list[str], environment: dict[str, str], setup: BenchSetup, port: int) -> Iterator[int]:
-    log = setup.scratch / f"{name}-{port}.log"
-    home = setup.scratch / f"{name}-{port}"
+    log, home = setup.scratch / f"{port}.log", setup.scratch / f"{port}"
     home.mkdir()
     with log.open("wb") as output, pinned(set(setup.subject_cores)):
         try:

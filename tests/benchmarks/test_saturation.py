@@ -1,5 +1,6 @@
 """The saturation benchmark: its command line, its tables, and a small run against the cheap upstream alone."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from benchmarks.subjects import BenchSetup, DidNotRun, counts, free_port, upstre
 from benchmarks.upstream import MODEL
 from benchmarks.wrk import run_wrk
 from tests.programs import program
+
+WITHOUT_OTHERS = ["--vllm-router", "", "--smg", "", "--nginx", ""]
 
 
 def sample(busy: float = 1.0) -> Sample:
@@ -39,10 +42,21 @@ def test_subject_that_was_not_kept_busy_is_marked() -> None:
 
 
 def test_invalid_arguments_exit_with_status_2() -> None:
-    for arguments in (["--rounds", "0"], ["--tokens", "1"], ["--seconds", "0"]):
+    for arguments in (["--rounds", "0"], ["--tokens", "1"], ["--seconds", "0"], ["--also", "3.15"]):
         with pytest.raises(SystemExit) as ended:
             saturation.parse(arguments)
         assert ended.value.code == 2
+
+
+def test_further_gateways_run_by_their_own_commands(tmp_path: Path) -> None:
+    options = saturation.parse(["--no-pin", "--also", f"other={sys.executable} -m gateway serve", *WITHOUT_OTHERS])
+    setup = BenchSetup(frozenset(), frozenset(), tmp_path)
+    with upstream(setup) as direct:
+        bench = SaturationBench(options, setup, direct)
+        with bench.started():
+            names = [subject.name for subject in bench.subjects]
+            assert names == [OURS, f"{OURS}, full", "other", "other, full"]
+            assert len({subject.port for subject in bench.subjects}) == 4
 
 
 def test_without_wrk_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
