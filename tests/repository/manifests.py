@@ -84,7 +84,7 @@ def _patched(resources: list[Resource], patch: Resource) -> list[Resource]:
 
 
 def merged(old: Any, new: Any) -> Any:
-    """Merge `new` into `old`: mappings by key, lists of named items by name; None deletes a key."""
+    """Merge `new` into `old`: mappings by key, lists of named items by name, new ones first; None deletes a key."""
     if isinstance(old, dict) and isinstance(new, dict):
         result = {key: value for key, value in old.items() if key not in new}
         return result | {
@@ -95,7 +95,7 @@ def merged(old: Any, new: Any) -> Any:
     if isinstance(old, list) and isinstance(new, list) and all("name" in item for item in new):
         changes = {item["name"]: item for item in new}
         kept = [merged(item, changes.pop(item["name"], {})) for item in old]
-        return [*kept, *changes.values()]
+        return [*changes.values(), *kept]
     return copy.deepcopy(new)
 
 
