@@ -97,8 +97,8 @@ class PrefixCache:
     def known_blocks(self, prompt: PromptBlocks) -> int:
         """Return the number of blocks at the beginning of `prompt` that the server has.
 
-        Later blocks are forgotten first, so this is found by bisection, after the likely answers: all, and all
-        but the last.
+        Later blocks are forgotten first, so this is found by bisection, after the likely answers: all, all but
+        the last, and those of the system message.
         """
         known, hashes = self._known, prompt.hashes
         count = len(hashes)
@@ -106,9 +106,11 @@ class PrefixCache:
             return count
         if count > 1 and hashes[-2] in known:
             return count - 1
-        low = 0
+        low, common = 0, prompt.common
         if hashes[0] in known:
             low, high = 1, count - 2
+            if common and hashes[common - 1] in known:
+                low, high = common, high if hashes[common] in known else common
             while low < high:
                 middle = (low + high) // 2
                 if hashes[middle] in known:
@@ -117,8 +119,8 @@ class PrefixCache:
                     high = middle
         if prompt.is_continued and prompt.home in known:
             return max(low, len(hashes) - 1)
-        if low < prompt.common and prompt.root in known:
-            return prompt.common
+        if low < common and prompt.root in known:
+            return common
         return low
 
     def add(self, prompt: PromptBlocks) -> None:

@@ -26,7 +26,7 @@ IMAGE_CHARACTERS = 4000
 """Size of an image, in characters of text that take as long: about 1,000 tokens."""
 SAMPLE = 1024
 """Characters at each end of a text, or of the address of an image, that stand for the whole of it."""
-STEP = 16
+STEP = 64
 """Of the turns after the first, one in so many characters is hashed, but for the last `TAIL`.
 
 Requests that have nothing to do with each other differ before that, in what is hashed whole; a smaller change
