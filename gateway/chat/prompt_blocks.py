@@ -46,7 +46,7 @@ _PLACES = [
         chain(range(0, 16 * 1024, SHORT), range(16 * 1024, 128 * 1024, 4096), range(128 * 1024, 1 << 24, 64 * 1024))
     )
 ]
-_LATER_PLACES = [*pairwise(chain((0, 1024, 4096, 16 * 1024), range(64 * 1024, 1 << 24, 64 * 1024)))]
+_LATER_PLACES = [*pairwise(chain((0, *(1024 << n for n in range(6))), range(64 * 1024, 1 << 24, 64 * 1024)))]
 """Places in the text of all turns after the first.
 
 They are few, because each costs time. Most important is where the previous prompt ended, and that has a
