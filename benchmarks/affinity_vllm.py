@@ -1,8 +1,8 @@
 """Affinity on two real vLLMs: how much of the prompts their prefix caches held, by router and policy.
 
 `make bench-affinity-vllm` runs it. Two vLLMs with prefix caches (a small model of random weights, on
-the CPU) get the same requests through this gateway and through vllm-router, policy after policy, from
-empty caches each time. The hits are the servers' own counters, `vllm:prefix_cache_hits_total` and
+the CPU) get the same requests through this gateway, vllm-router and SMG, policy after policy, from empty
+caches each time. The hits are the servers' own counters, `vllm:prefix_cache_hits_total` and
 `vllm:prefix_cache_queries_total`, in tokens. `affinity.py` has the same on a model of the servers,
 with more servers, more policies and more traffic.
 """
@@ -151,10 +151,25 @@ def gateway(balance: str, urls: Sequence[str], folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def vllm_router(policy: str, urls: Sequence[str], folder: Path) -> Iterator[str]:
     """Run vllm-router with a policy, and everything else as it comes; yield its address."""
+    with _router(["vllm-router"], policy, urls, folder) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def smg(policy: str, urls: Sequence[str], folder: Path) -> Iterator[str]:
+    """Run SMG with a policy; yield its address. It gets no tokenizer: random weights have none that it could load."""
+    options = ["--backend", "vllm", "--disable-tokenizer-autoload"]
+    with _router(["smg", "launch", *options], policy, urls, folder) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _router(words: Sequence[str], policy: str, urls: Sequence[str], folder: Path) -> Iterator[str]:
     port = free_port()
-    program = Path(os.environ.get("BENCH_VENV", ".venv-bench")).absolute() / "bin" / "vllm-router"
-    command: list[str | Path] = [program, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", *urls]
-    command += ["--policy", policy, "--prometheus-port", str(free_port()), "--log-level", "warning"]
+    program = Path(os.environ.get("BENCH_VENV", ".venv-bench")).absolute() / "bin" / words[0]
+    command: list[str | Path] = [program, *words[1:], "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--worker-urls", *urls, "--policy", policy]
+    command += ["--prometheus-port", str(free_port()), "--log-level", "warning" if words[0] != "smg" else "warn"]
     server = Server(
         command, port=port, health_path="/v1/models", log=folder / "router.log", environment=os.environ, cwd=folder
     )
@@ -167,6 +182,7 @@ POLICIES: dict[str, Start] = {
     "gateway, affinity": lambda urls, folder: gateway("affinity", urls, folder),
     "gateway, least_busy": lambda urls, folder: gateway("least_busy", urls, folder),
     "vllm-router, cache_aware (its default)": lambda urls, folder: vllm_router("cache_aware", urls, folder),
+    "SMG, cache_aware (its default)": lambda urls, folder: smg("cache_aware", urls, folder),
     "vllm-router, round_robin": lambda urls, folder: vllm_router("round_robin", urls, folder),
 }
 
