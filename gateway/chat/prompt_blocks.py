@@ -7,13 +7,10 @@ its blocks are pieces of text, and each message begins a new one.
 """
 
 from itertools import chain, pairwise
-from operator import attrgetter
 from zlib import crc32
 
 from gateway.chat.message import Message
 from gateway.chat.request import Chat
-
-_content = attrgetter("content")
 
 MAX_BLOCKS = 512
 """Blocks of a prompt after which no further message counts."""
@@ -43,7 +40,12 @@ LONGEST_KEPT = 64 * 1024
 # nothing but the distance from the beginning. Blocks far from it are longer.
 _PLACES = [
     *pairwise(
-        chain(range(0, 16 * 1024, SHORT), range(16 * 1024, 128 * 1024, 4096), range(128 * 1024, 1 << 24, 64 * 1024))
+        chain(
+            range(0, 4 * 1024, SHORT),
+            range(4 * 1024, 16 * 1024, 2048),
+            range(16 * 1024, 128 * 1024, 4096),
+            range(128 * 1024, 1 << 24, 64 * 1024),
+        )
     )
 ]
 _LATER_PLACES = [*pairwise(chain((0, *(1024 << n for n in range(6))), range(64 * 1024, 1 << 24, 64 * 1024)))]
@@ -134,7 +136,7 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
         common = len(blocks.hashes)
     if count < len(messages):
         if chat.has_plain_messages:
-            _add_texts([*map(_content, messages[count:])], blocks)
+            _add_texts([message.content for message in messages[count:]], blocks)  # type: ignore[misc]  # all are texts
         else:
             for message in messages[count:]:
                 if len(blocks.hashes) < MAX_BLOCKS:
