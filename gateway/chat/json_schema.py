@@ -18,6 +18,11 @@ An engine compiles a grammar of it before the first token.
 """
 MAX_DEPTH = 32
 """Maximum nesting of schemas."""
+LEVELS_AROUND = 8
+"""Levels of arrays and objects that stay free around a schema.
+
+orjson writes 254 levels, and a response repeats the schemas of its request: `/v1/responses` has three around them.
+"""
 MAX_NODES = 4000
 """Maximum number of schemas in a schema, including itself."""
 MAX_NAME = 256
@@ -160,8 +165,11 @@ def check_size(schema: Schema, param: str, owner: str = "") -> int:
 
 def _check_size(schema: Schema, param: str, owner: str) -> tuple[int, list[Schema]]:
     """Return the size in bytes, and all schemas in `schema`."""
+    around: Any = schema
+    for _ in range(LEVELS_AROUND):
+        around = [around]
     try:
-        size = len(orjson.dumps(schema))
+        size = len(orjson.dumps(around)) - 2 * LEVELS_AROUND
     except orjson.JSONEncodeError:
         raise _rejected(param, owner, "is nested too deeply, or has numbers that are too large") from None
     if size > MAX_SCHEMA:

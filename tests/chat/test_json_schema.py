@@ -19,6 +19,13 @@ def nested(levels: int) -> dict[str, Any]:
     return schema
 
 
+def deep_value(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 def within(schema: Any, **siblings: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {"a": schema}, "required": ["a"]} | siblings
 
@@ -70,6 +77,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "circular reference outside keywords": (within({"$ref": "#/x"}, x={"allOf": [{"$ref": "#/x"}]}), "endless"),
     "too deep": (nested(MAX_DEPTH + 1), "levels"),
     "far too deep": (nested(400), ""),
+    "too deep in a value": ({"default": deep_value(250)}, "nested too deeply"),
     "too many": ({"anyOf": [{}] * (MAX_NODES + 1)}, "subschemas"),
     "too long": ({"description": "x" * MAX_SCHEMA}, "bytes"),
     "too long property name": ({"properties": {"_" * (MAX_NAME + 1): INTEGER}}, "characters"),

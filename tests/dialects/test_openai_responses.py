@@ -5,6 +5,7 @@ Covers: gateway/dialects/responses_items.py
 Covers: gateway/dialects/openai_responses.py
 """
 
+import contextlib
 import json
 from typing import Any
 
@@ -23,6 +24,7 @@ from gateway.chat.answer import (
     TokenLogprob,
     Usage,
 )
+from gateway.chat.checks import check
 from gateway.chat.request import Chat, JsonFormat, SchemaFormat
 from gateway.chat.tools import Choice
 from gateway.dialects.dialect import ChatCall
@@ -440,3 +442,20 @@ def test_a_stream_that_would_have_to_be_kept_without_end_is_an_error(deltas: lis
         renderer.render(deltas[-1])
     assert caught.value.reason == "too_large"
     assert b"response.failed" in renderer.error(caught.value)
+
+
+@pytest.mark.parametrize("levels", range(240, 256))
+def test_schema_that_is_accepted_can_be_repeated_in_the_answer(levels: int) -> None:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    schema = {"type": "object", "properties": {"a": {"type": "array", "default": value}}}
+    for fields in (
+        {"tools": [TOOL | {"parameters": schema}]},
+        {"text": {"format": {"type": "json_schema", "name": "f", "schema": schema}}},
+    ):
+        asked = call(**fields)
+        with contextlib.suppress(InvalidRequest) if levels > 242 else contextlib.nullcontext():
+            check(asked.chat)
+            assert b"default" in asked.form.answer("1", 10, Answer("x", "", "stop", USAGE, [], None), clock)
+            assert b"default" in asked.form.stream("1", 10).opening()
