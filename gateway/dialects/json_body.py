@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
+from itertools import accumulate
 from typing import TypeVar
 
 import msgspec
@@ -28,11 +29,17 @@ A body with more would keep the parser busy. 128 KiB of JSON Schemas have 20,000
 """
 MAX_ESCAPES = 2_000_000
 """Maximum number of backslashes in a body. Parsers take ten times longer for them than for text."""
+MAX_DEPTH = 1024
+"""Maximum depth of a long body's arrays and objects, which is also orjson's."""
 LONG_BODY = 64 * 1024
 STEP = 1024 * 1024
 """Bytes that are looked at before other requests get a turn. It takes a few milliseconds."""
 _MARKS = (b",", b"[", b"{")
 """Each member follows one of these."""
+_BRACKETS = b"[{]}"
+_STEPS_OF_DEPTH = bytes.maketrans(_BRACKETS, b"\2\2\0\0")
+"""What a bracket does to the depth, plus one: bytes have no sign."""
+_NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
 _fields = msgspec.json.Decoder(dict[str, Raw])
 _got_fraction = re.compile(r"Expected `[^`]*\bint\b[^`]*`, got `float`").match
@@ -238,6 +245,17 @@ def _count_members(body: bytes) -> Steps[int]:
             break
         yield
     return members
+
+
+def is_too_deep(body: bytes) -> bool:
+    """Return whether the first `MAX_MEMBERS` brackets of `body` reach a depth of more than `MAX_DEPTH`.
+
+    msgspec cannot tell: from Python 3.14 on, the size of the stack ends a recursion in C, which leaves
+    room for tens of thousands of levels.
+    """
+    outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    steps = outside.translate(_STEPS_OF_DEPTH, _NO_BRACKETS)[:MAX_MEMBERS]
+    return max(accumulate(step - 1 for step in steps), default=0) > MAX_DEPTH
 
 
 def explain(text: str) -> InvalidRequest:

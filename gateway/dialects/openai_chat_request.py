@@ -18,6 +18,7 @@ from gateway.dialects.json_body import (
     decode_in_steps,
     explain,
     has_too_many_members,
+    is_too_deep,
     without_images,
 )
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge
@@ -149,6 +150,8 @@ def _too_many_members(text: bytes, max_text_body: int) -> GatewayError:
     """
     try:
         if len(text) <= _MAX_DECODED:
+            if is_too_deep(text):
+                return InvalidJson("The body is nested too deeply.")
             decode(text, max_text_body)
         elif len(text) <= _MAX_SEARCHED and text.count(b",") <= _MAX_MEMBERS:
             found = _lengths.decode(text)

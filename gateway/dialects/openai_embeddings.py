@@ -19,6 +19,7 @@ from gateway.dialects.json_body import (
     decode_fields,
     explain,
     has_too_many_members,
+    is_too_deep,
     render_list,
 )
 from gateway.errors import (
@@ -143,6 +144,8 @@ def _json_error(error: Exception) -> GatewayError:
 
 def _too_many_members(body: bytes) -> GatewayError:
     if len(body) <= STEP:
+        if is_too_deep(body):
+            return InvalidJson("The body is nested too deeply.")
         with _json_errors():  # may raise a better error, and creates no objects for unknown fields
             _decoder.decode(body)
     found = body.find(b'"input"')

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from gateway.dialects.json_body import MIN_PAYLOAD, check_media_type, completed, explain, without_images
+from gateway.dialects.json_body import (
+    MAX_DEPTH,
+    MIN_PAYLOAD,
+    check_media_type,
+    completed,
+    explain,
+    is_too_deep,
+    without_images,
+)
 from gateway.dialects.openai_chat_request import decode
 from gateway.errors import InvalidJson, InvalidRequest, UnsupportedMediaType, UnsupportedParameter
 from tests.fakes.chats import MIB, request
@@ -128,3 +136,31 @@ def test_unsupported_variant_is_answered_with_the_supported_ones(param: str, typ
 
 def test_body_that_is_not_an_object_is_invalid_json() -> None:
     assert isinstance(explain("Expected `object`, got `array`"), InvalidJson)
+
+
+# Depth
+
+
+def nested(levels: int) -> bytes:
+    return b'[{"a":' * (levels // 2) + b"[" * (levels % 2) + b"]" * (levels % 2) + b"}]" * (levels // 2)
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 20_000, 1_000_000])
+@pytest.mark.parametrize("head", [b"", b'{"text":"]]}}\\"]\\\\","b":', b'{"wide":[[],{},[]],"b":'])
+def test_body_is_too_deep_whatever_stands_before(levels: int, head: bytes) -> None:
+    assert is_too_deep(head + nested(levels))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        nested(MAX_DEPTH),
+        b"[" + b"[[]],{}," * 10_000 + b"0]",
+        b'["' + b"[{" * 10_000 + b'"]',
+        b'["\\"' + b"[{" * 10_000 + b'\\\\",[]]',
+        b"",
+    ],
+    ids=["just so deep", "wide", "in a string", "in a string with escapes", "empty"],
+)
+def test_body_with_many_brackets_is_not_too_deep(body: bytes) -> None:
+    assert not is_too_deep(body)

@@ -132,6 +132,14 @@ def refusal(body: bytes, limit: int = MIB) -> GatewayError:
     return caught.value
 
 
+@pytest.mark.parametrize("levels", [LONG_BODY, 100_000, 400_000])
+def test_body_is_too_deep_rather_than_too_large_whatever_the_python(levels: int) -> None:
+    deep = b',"x":%b%b}' % (b"[" * levels, b"]" * levels)
+    assert refusal(CHAT[:-1] + deep).message == "The body is nested too deeply."
+    with pytest.raises(InvalidJson, match="nested too deeply"):
+        parse_embedding(b'{"model":"e","input":"a"' + deep, MIB, len)
+
+
 @pytest.mark.parametrize("name", ["numbers", "objects", "keys", "duplicate keys", "unknown fields", "functions"])
 @pytest.mark.parametrize("limit", [MIB // 4, 20 * MIB])
 def test_chat_with_too_many_members_is_refused(name: str, limit: int) -> None:
