@@ -12,16 +12,18 @@ Covers: gateway/bench/verify/stream_checks.py
 Covers: gateway/bench/verify/tool_checks.py
 """
 
+import itertools
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from gateway import config, simulate
+from gateway.bench.verify import stream_checks
 from gateway.bench.verify.concurrency_check import at_once
 from gateway.bench.verify.embedding_checks import CHECKS as EMBEDDING_CHECKS
-from gateway.bench.verify.outcome import Outcome, Reason
+from gateway.bench.verify.outcome import CheckFailed, Outcome, Reason
 from gateway.bench.verify.server_checks import REACH
 from gateway.bench.verify.target import Event, Reply, Stream, Target
 from gateway.bench.verify.verification import CHECKS, PreflightRefused, verify
@@ -55,6 +57,21 @@ async def test_a_server_that_is_wrong_in_one_way_fails_the_check_for_it(fault: F
     async with target(fault.wrong, options(fault), key=fault.key) as server:
         found = await outcome(server, BY_NAME[fault.check], fault.kind)
     assert (found.status, found.reason and found.reason.key) == ("failed", fault.reason), found
+
+
+async def test_a_late_answer_of_one_token_hides_no_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other answer of one token takes as long as a whole one."""
+    event = Event(b'{"choices":[{"delta":{"content":"a"}}]}', 0.5, 1)
+    late = itertools.cycle([True, False])
+
+    async def asked(target: Target, *, max_tokens: int, **fields: Any) -> Stream:
+        seconds = 0.5 if max_tokens > 1 or next(late) else 0.01
+        return Stream(Reply(200, {}, b"", None, seconds), (event, event), 0.0, seconds)
+
+    monkeypatch.setattr(stream_checks, "streamed", asked)
+    with pytest.raises(CheckFailed) as caught:
+        await stream_checks.comes_piece_by_piece(cast("Target", None))
+    assert caught.value.reason.key == "buffered"
 
 
 @pytest.mark.parametrize("fault", EMBEDDING_FAULTS, ids=str)
