@@ -264,3 +264,21 @@ def test_ci_runs_every_check_and_downloads_nothing_beside_the_tests() -> None:
     assert " &\n" not in script
     assert "set -euo pipefail" in script
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_ci_tests_every_python_that_the_package_names_and_the_images_is_the_newest_of_them() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(project["classifiers"]), re.MULTILINE)
+    assert named == sorted(named, key=lambda version: int(version.partition(".")[2]))
+    assert project["requires-python"] == f">={named[0]}"
+
+    workflows = ROOT / ".github" / "workflows"
+    jobs = yaml.safe_load((workflows / "ci.yml").read_text())["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == named
+
+    assert re.findall(r"^FROM python:([\d.]+)-slim\b", DOCKERFILE, re.MULTILINE) == [named[-1]] * 2
+    (packages,) = yaml.safe_load((workflows / "supply-chain.yml").read_text())["jobs"].values()
+    audited = [step["with"]["python-version"] for step in packages["steps"] if "setup-python" in step.get("uses", "")]
+    assert audited == [named[-1]], "the packages that are looked up are those that the image installs"
+    for version in named:
+        assert f"python{version}" in (ROOT / ".ci" / "run").read_text()
