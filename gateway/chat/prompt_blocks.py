@@ -208,6 +208,8 @@ def _add_texts(texts: list[str], blocks: _Chain) -> None:
         current = hash((current, sample[place // STEP : stop // STEP]))
         hashes.append(current)
         ends.append(start + stop)
+    else:
+        hashes.append(_hash_to(length, stop, current, text, sample))
     ends.append(start + length)
     blocks.end = start + length
 

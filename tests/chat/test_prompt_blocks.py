@@ -140,6 +140,15 @@ def test_prompt_that_ends_at_a_place_of_a_block_is_known_whole(length: int) -> N
     assert shared(first, second) == first.size == 5003 + length
 
 
+def test_text_beyond_the_last_place_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.chat.prompt_blocks._LATER_PLACES", [(0, 1024), (1024, 2048)])
+    turns = [SYSTEM, user("one"), answer("a" * 9000), user("two")]
+    first, second = blocks(*turns), blocks(*turns[:-1], user("not two"))
+    assert len(first.hashes) == len(first.ends)
+    assert first.size == 5003 + 9004
+    assert shared(first, second) == 5003 + 2048
+
+
 def test_conversations_that_part_late_share_what_comes_before() -> None:
     turns = [message for number in range(20) for message in (user(f"{number}" + "q" * 700), answer("a" * 700))]
     one, other = blocks(SYSTEM, *turns, user("left")), blocks(SYSTEM, *turns[:30], user("right"))
