@@ -151,14 +151,14 @@ def gateway(balance: str, urls: Sequence[str], folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def vllm_router(policy: str, urls: Sequence[str], folder: Path) -> Iterator[str]:
     """Run vllm-router with a policy, and everything else as it comes; yield its address."""
-    with _router(["vllm-router"], policy, urls, folder) as url:
+    with _router(["vllm-router", "--log-level", "warning"], policy, urls, folder) as url:
         yield url
 
 
 @contextlib.contextmanager
 def smg(policy: str, urls: Sequence[str], folder: Path) -> Iterator[str]:
     """Run SMG with a policy; yield its address. It gets no tokenizer: random weights have none that it could load."""
-    options = ["--backend", "vllm", "--disable-tokenizer-autoload"]
+    options = ["--backend", "vllm", "--disable-tokenizer-autoload", "--log-level", "warn"]
     with _router(["smg", "launch", *options], policy, urls, folder) as url:
         yield url
 
@@ -168,8 +168,7 @@ def _router(words: Sequence[str], policy: str, urls: Sequence[str], folder: Path
     port = free_port()
     program = Path(os.environ.get("BENCH_VENV", ".venv-bench")).absolute() / "bin" / words[0]
     command: list[str | Path] = [program, *words[1:], "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--worker-urls", *urls, "--policy", policy]
-    command += ["--prometheus-port", str(free_port()), "--log-level", "warning" if words[0] != "smg" else "warn"]
+    command += ["--worker-urls", *urls, "--policy", policy, "--prometheus-port", str(free_port())]
     server = Server(
         command, port=port, health_path="/v1/models", log=folder / "router.log", environment=os.environ, cwd=folder
     )

@@ -24,13 +24,13 @@ IMAGE_CHARACTERS = 4000
 SAMPLE = 1024
 """Characters at each end of a text, or of the address of an image, that stand for the whole of it."""
 STEP = 64
-"""Of the turns after the first, one in so many characters is hashed, but for the last `TAIL`.
+"""Distance between two characters that are hashed, in the turns after the first.
 
-Requests that have nothing to do with each other differ before that, in what is hashed whole; a smaller change
-of an earlier turn may not be noticed, and then costs a less good choice.
+Requests that have nothing to do with each other differ before that, in the turn that is hashed whole. A change
+of an earlier turn that is shorter than this may not be noticed. The choice is then less good.
 """
 TAIL = 512
-"""Characters at the end of a prompt that are hashed whole."""
+"""Number of characters at the end of a prompt that are all hashed."""
 KEPT_TEXTS = 32
 """Long system messages whose blocks are remembered, so that they need not be hashed for each request."""
 LONGEST_KEPT = 64 * 1024

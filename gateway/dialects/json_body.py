@@ -38,7 +38,7 @@ _MARKS = (b",", b"[", b"{")
 """Each member follows one of these."""
 _BRACKETS = b"[{]}"
 _STEPS_OF_DEPTH = bytes.maketrans(_BRACKETS, b"\2\2\0\0")
-"""What a bracket does to the depth, plus one: bytes have no sign."""
+"""Change of the depth at each bracket, plus 1, because a byte cannot be negative."""
 _NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
 _fields = msgspec.json.Decoder(dict[str, Raw])

@@ -49,7 +49,9 @@ def test_invalid_arguments_exit_with_status_2() -> None:
 
 
 def test_further_gateways_run_by_their_own_commands(tmp_path: Path) -> None:
-    options = saturation.parse(["--no-pin", "--also", f"other={sys.executable} -m gateway serve", *WITHOUT_OTHERS])
+    started = tmp_path / "started"
+    command = f"sh -c 'echo once >> {started}; exec {sys.executable} -m gateway serve'"
+    options = saturation.parse(["--no-pin", "--also", f"other={command}", *WITHOUT_OTHERS])
     setup = BenchSetup(frozenset(), frozenset(), tmp_path)
     with upstream(setup) as direct:
         bench = SaturationBench(options, setup, direct)
@@ -57,6 +59,7 @@ def test_further_gateways_run_by_their_own_commands(tmp_path: Path) -> None:
             names = [subject.name for subject in bench.subjects]
             assert names == [OURS, f"{OURS}, full", "other", "other, full"]
             assert len({subject.port for subject in bench.subjects}) == 4
+            assert started.read_text() == "once\n" * 2
 
 
 def test_without_wrk_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
