@@ -130,7 +130,7 @@ def check_long_text(body: bytes, max_text_body: int) -> Steps[int]:
     """Check a long body in steps, to the same result as `check_text`."""
     text = body if len(body) <= max_text_body else (yield from _checked_text(body, max_text_body))
     if len(text) > LONG_BODY and (yield from has_too_many_members(text)):
-        raise _too_many_members(text, max_text_body)
+        raise (yield from _too_many_members(text, max_text_body))
     _load(text)
     return len(text)
 
@@ -143,14 +143,14 @@ def _checked_text(body: bytes, max_text_body: int) -> Steps[bytes]:
     return text
 
 
-def _too_many_members(text: bytes, max_text_body: int) -> GatewayError:
+def _too_many_members(text: bytes, max_text_body: int) -> Steps[GatewayError]:
     """Return the error for a text with too many members, a better one if there is one.
 
     Decoding creates no objects for unknown fields.
     """
     try:
         if len(text) <= _MAX_DECODED:
-            if is_too_deep(text):
+            if (yield from is_too_deep(text)):
                 return InvalidJson("The body is nested too deeply.")
             decode(text, max_text_body)
         elif len(text) <= _MAX_SEARCHED and text.count(b",") <= _MAX_MEMBERS:

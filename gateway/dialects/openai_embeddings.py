@@ -77,7 +77,7 @@ def parse_long_embedding(
 ) -> Steps[Embedding]:
     """Parse the request in a long `body` in steps, to the same result as `parse_embedding`."""
     if (yield from has_too_many_members(body)):
-        raise _too_many_members(body)
+        raise (yield from _too_many_members(body))
     with _json_errors():
         fields = _fields.decode(body)
     yield
@@ -142,9 +142,9 @@ def _json_error(error: Exception) -> GatewayError:
     )
 
 
-def _too_many_members(body: bytes) -> GatewayError:
+def _too_many_members(body: bytes) -> Steps[GatewayError]:
     if len(body) <= STEP:
-        if is_too_deep(body):
+        if (yield from is_too_deep(body)):
             return InvalidJson("The body is nested too deeply.")
         with _json_errors():  # may raise a better error, and creates no objects for unknown fields
             _decoder.decode(body)

@@ -80,6 +80,7 @@ HOSTILE = {
     "backslashes": filled(TEXT, b"\\\\", b'"}]}'),
     "surrogates": filled(TEXT, b"\\ud83d\\ude00", b'"}]}'),
     "quotes": filled(FIELD, b'""', b"1,"),
+    "quotes after many members": FIELD + b"1," * 50_001 + b'""' * 400_000,
     "image": filled(IMAGE, b"A", IMAGE_END, 20 * MIB),
     "image with escapes": filled(IMAGE, b"\\/", IMAGE_END, 20 * MIB),
     "image with as many escapes as are allowed": filled(
