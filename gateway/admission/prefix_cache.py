@@ -6,7 +6,7 @@ of system messages and of conversations (`shared_affinity.py`).
 Pure: no I/O, no clock.
 """
 
-from itertools import islice
+from collections import OrderedDict
 
 from gateway.chat.prompt_blocks import PromptBlocks
 
@@ -63,7 +63,7 @@ class PrefixCache:
         self.pending = 0
         self.elsewhere = 0.0
         self.turn = 0
-        self._known: dict[int, int] = {}
+        self._known: OrderedDict[int, int] = OrderedDict()
         self._size = 0
         self._roots: dict[int, PromptBlocks] = {}
 
@@ -128,14 +128,14 @@ class PrefixCache:
 
         The first block counts as used last, so that a prompt is forgotten from its end.
         """
-        known, hashes, ends = self._known, prompt.hashes, prompt.ends
-        for index in range(len(hashes) - 1, -1, -1):
-            block = hashes[index]
-            size = known.pop(block, None)
-            if size is None:
-                size = ends[index] - ends[index - 1] if index else ends[0]
+        known, index = self._known, len(prompt.hashes)
+        for block in reversed(prompt.hashes):
+            index -= 1
+            if block in known:
+                known.move_to_end(block)
+            else:
+                known[block] = size = prompt.ends[index] - (prompt.ends[index - 1] if index else 0)
                 self._size += size
-            known[block] = size
         if self._size > self.capacity or len(known) > MAX_KNOWN:
             self._evict()
 
@@ -153,7 +153,7 @@ class PrefixCache:
         if prompt is not None and prompt.hashes[prompt.common - 1] in self._known:
             for block in reversed(prompt.hashes[: prompt.common]):  # used last, as in `add`
                 if block in self._known:
-                    self._known[block] = self._known.pop(block)
+                    self._known.move_to_end(block)
         else:
             self.mark(root, size)
 
@@ -182,7 +182,5 @@ class PrefixCache:
 
     def _evict(self) -> None:
         known = self._known
-        for block in list(islice(known, len(known))):
-            if self._size <= self.capacity and len(known) <= MAX_KNOWN:
-                break
-            self._size -= known.pop(block)
+        while known and (self._size > self.capacity or len(known) > MAX_KNOWN):
+            self._size -= known.popitem(last=False)[1]

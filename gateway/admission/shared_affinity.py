@@ -14,7 +14,7 @@ A message that is lost or late costs a less good choice. What a replica has in f
 `BEAT`, and forgotten if it was not heard for `SILENCE`.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -83,8 +83,8 @@ class SharedAffinity:
         self._now = 0.0
         self._told_loads: dict[str, list[tuple[int, int, int]]] = {}
         self._told_at = 0.0
-        self._told_roots: dict[tuple[str, str, int], float] = {}
-        self._expected: dict[tuple[str, int], int] = {}
+        self._told_roots: OrderedDict[tuple[str, str, int], float] = OrderedDict()
+        self._expected: OrderedDict[tuple[str, int], int] = OrderedDict()
         """Seeds of the servers where conversations are expected that are not at home, by backend and home."""
 
     def __repr__(self) -> str:
@@ -223,9 +223,9 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-def _keep(kept: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+def _keep(kept: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
     """Put a value last, and drop the one that was put longest ago if there are too many."""
-    kept.pop(key, None)
     kept[key] = value
+    kept.move_to_end(key)
     if len(kept) > MOST_KEPT:
-        del kept[next(iter(kept))]
+        kept.popitem(last=False)

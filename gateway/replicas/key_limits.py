@@ -19,7 +19,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -196,9 +196,9 @@ class SharedKeyLimits:
         self._clock = clock
         self._wall = wall
         self._active: dict[_Name, SharedAllowance] = {}
-        self._urgent: dict[_Name, None] = {}
+        self._urgent: OrderedDict[_Name, None] = OrderedDict()
         """Those for which requests wait."""
-        self._work: dict[_Name, None] = {}
+        self._work: OrderedDict[_Name, None] = OrderedDict()
         """Those whose turn it is, unless requests wait for others."""
         self._soon: dict[_Name, None] = {}
         """Those whose turn it is after `ROUND_SECONDS`."""
@@ -386,8 +386,7 @@ class SharedKeyLimits:
         """Yield what has to be reported of each, and lower the quotas that are not needed any more."""
         now = self._clock()
         while self._urgent or self._work:
-            name = next(iter(self._urgent or self._work))
-            self._urgent.pop(name, None)
+            name, _ = (self._urgent or self._work).popitem(last=False)
             self._work.pop(name, None)
             each = self._active.get(name)
             if each is None:
