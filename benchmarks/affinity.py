@@ -8,12 +8,14 @@ with limits of imbalance (`cache_aware` of vllm-router 0.1.17 and of SMG, with t
 consistent hashing of the beginning with bounded loads.
 """
 
+import json
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import msgspec
+from msgspec import structs
 from rich.console import Console
 from rich.table import Table
 
@@ -23,9 +25,10 @@ from gateway.admission.concurrency_limits import ConcurrencyLimit
 from gateway.admission.prefix_cache import PrefixCache
 from gateway.admission.queues import Gate, Placement, ServerSlots
 from gateway.admission.shared_affinity import SharedAffinity
-from gateway.chat.message import Message
-from gateway.chat.prompt_blocks import prompt_blocks
+from gateway.chat.message import CalledFunction, Message, ToolCall
+from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
 from gateway.chat.request import Chat
+from gateway.chat.tools import Function, Tool
 
 SEEDS = (1, 2, 3)
 
@@ -211,38 +214,54 @@ def measure(
 
 def cost_of_a_choice(servers: int = 4) -> dict[str, float]:
     """Return the microseconds that affinity adds to a request, by the kind of its prompt."""
-    long = [Message("system", "s" * 12_000)]
+    system = Message("system", "s" * 12_000)
+    turns, steps = [], [Message("user", "u" * 400)]
     for turn in range(40):
-        long += [Message("user", f"{turn}" + "u" * 400), Message("assistant", "a" * 400)]
+        turns += [Message("user", f"{turn}" + "u" * 400), Message("assistant", "a" * 400)]
+        calls = [ToolCall(f"{turn}", CalledFunction("f", json.dumps({"a": "a" * 100})))]
+        steps += [
+            Message("assistant", tool_calls=calls),
+            Message("tool", f"{turn}" + "r" * 700, tool_call_id=f"{turn}"),
+        ]
+    tools = [Tool(Function(f"tool_{number}", "d" * 300), "function") for number in range(20)]
     prompts = {
-        "a short question": [Message("user", "What is the capital of France?")],
-        "a system prompt of 12,000 characters": [long[0], Message("user", "q" * 200)],
-        "80 messages, 44,000 characters": long,
+        "a short question": Chat(model="m", messages=[Message("user", "What is the capital of France?")]),
+        "a system prompt of 12,000 characters": Chat(model="m", messages=[system, Message("user", "q" * 200)]),
+        "a question of 40,000 characters": Chat(model="m", messages=[Message("user", "q" * 40_000)]),
+        "80 messages, 44,000 characters": Chat(model="m", messages=[system, *turns]),
+        "an agent with 20 tools and 80 messages": Chat(model="m", messages=[system, *steps], tools=tools),
     }
-    return {name: _cost(messages, servers) for name, messages in prompts.items()}
+    return {name: _cost(chat, servers) for name, chat in prompts.items()}
 
 
-def _cost(messages: list[Message], servers: int, rounds: int = 20, requests: int = 50) -> float:
-    """Return the microseconds of a choice for this prompt: the fastest round.
+def _cost(request: Chat, servers: int, rounds: int = 1000) -> float:
+    """Return the microseconds of a choice for this prompt: the median.
 
-    Each request is decoded anew before the clock starts, as its texts have no hash yet in service.
+    Each request has another end. It is decoded before the clock starts, as its texts have no hash yet in service.
+    All caches are full, as after some hours of it.
     """
-    body = msgspec.json.encode({"model": "m", "messages": messages})
     gateway = Gateway([ModelServer(None, number) for number in range(servers)])  # type: ignore[arg-type]
-    found = []
-    for _ in range(rounds):
-        chats = [msgspec.json.decode(body, type=Chat) for _ in range(requests)]
-        for chat in chats:
-            assert chat.has_plain_messages  # known before, as in service
-        began = time.thread_time()
-        for chat in chats:
-            prompt = prompt_blocks(chat, "m")
-            if prompt is None:
-                continue
+    for placement in gateway._placements:  # noqa: SLF001
+        _fill(placement.server.prefixes)
+    *earlier, last = request.messages
+    seconds = []
+    for number in range(rounds):
+        end = structs.replace(last, content=f"{number} {last.content}")
+        body = msgspec.json.encode(structs.replace(request, messages=[*earlier, end]))
+        chat = msgspec.json.decode(body, type=Chat)
+        assert chat.has_plain_messages == (request.tools is None)  # known before, as in service
+        began = time.perf_counter()
+        prompt = prompt_blocks(chat, "m")
+        if prompt is not None:
             placement = gateway._affinity.choose(prompt, gateway._placements)  # noqa: SLF001
             gateway._affinity.begin(prompt, placement, gateway._placements)  # noqa: SLF001
-        found.append((time.thread_time() - began) / requests * 1e6)
-    return min(found)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) * 1e6
+
+
+def _fill(cache: PrefixCache) -> None:
+    hashes = [hash(("old", number)) for number in range(cache.capacity // 2000)]
+    cache.add(PromptBlocks(hashes, [2000 * (number + 1) for number in range(len(hashes))], 0, 0, is_continued=False))
 
 
 def main() -> None:

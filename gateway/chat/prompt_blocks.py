@@ -6,54 +6,52 @@ share cached work exactly as far as they are the same from the start (vLLM,
 its blocks are pieces of text, and each message begins a new one.
 """
 
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import chain, pairwise
 from zlib import crc32
 
 from gateway.chat.message import Message
 from gateway.chat.request import Chat
+from gateway.chat.tools import Tool
 
-MAX_BLOCKS = 512
-"""Blocks of a prompt after which no further message counts."""
 SHORT = 1024
 """Characters of the longest message that is a single block."""
+MAX_FIRST = 16
+"""Messages of the first turn. If there are more before the first one of the user, they count as later ones."""
 WORTH_CACHING = 256
 """Characters of the shortest prompt for which it matters what a server has cached: 64 tokens, a few
 blocks of a prefix cache."""
 IMAGE_CHARACTERS = 4000
 """Size of an image, in characters of text that take as long: about 1,000 tokens."""
-SAMPLE = 1024
+SAMPLE = 256
 """Characters at each end of a text, or of the address of an image, that stand for the whole of it."""
-STEP = 64
-"""Distance between two characters that are hashed, in the turns after the first.
-
-Requests that have nothing to do with each other differ before that, in the turn that is hashed whole. A change
-of an earlier turn that is shorter than this may not be noticed. The choice is then less good.
-"""
-TAIL = 512
-"""Number of characters at the end of a prompt that are all hashed."""
 KEPT_TEXTS = 32
 """Long system messages whose blocks are remembered, so that they need not be hashed for each request."""
 LONGEST_KEPT = 64 * 1024
 """Characters of the longest one."""
+KEPT_ENDS = 20_000
+"""Blocks of tools and of later turns whose ends are remembered, so that nobody counts their characters again."""
+TAIL = 128
+"""Characters at the end of a message that stand for it, in the turns after the first."""
 
-# A block has the same place in every text that begins in the same way, so places may depend on
-# nothing but the distance from the beginning. Blocks far from it are longer.
-_PLACES = [
-    *pairwise(
-        chain(
-            range(0, 4 * 1024, SHORT),
-            range(4 * 1024, 16 * 1024, 2048),
-            range(16 * 1024, 128 * 1024, 4096),
-            range(128 * 1024, 1 << 24, 64 * 1024),
-        )
-    )
-]
-_LATER_PLACES = [*pairwise(chain((0, *(1024 << n for n in range(6))), range(64 * 1024, 1 << 24, 64 * 1024)))]
-"""Places in the text of all turns after the first.
 
-They are few, because each costs time. Most important is where the previous prompt ended, and that has a
-block of its own.
-"""
+def _text_places() -> Iterator[tuple[int, int, int]]:
+    """Yield the beginning and the end of each block of a long text, and the distance of the characters that are hashed.
+
+    A block has the same place in every text that begins in the same way, so places may depend on
+    nothing but the distance from the beginning. Blocks far from it are longer, and few of their characters
+    stand for the others: texts that have nothing to do with each other differ in these too.
+    """
+    ends = chain.from_iterable((1 << power, 3 << power - 1) for power in range(12, 24))
+    for place, stop in pairwise((0, 1024, 2048, *ends, sys.maxsize)):
+        yield place, stop, 1 if stop <= 2048 else 8 if stop <= 16 * 1024 else 32 if stop <= 128 * 1024 else 64
+
+
+_TEXT_PLACES = [*_text_places()]
+_LINKS = [2, 4, 8, *(16 << 2 * power for power in range(10))]
+"""Numbers of later messages after which a block ends."""
 
 
 class PromptBlocks:
@@ -90,20 +88,15 @@ class PromptBlocks:
         """Number of characters."""
         return self.ends[-1]
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether all messages count in `size`."""
-        return len(self.hashes) < MAX_BLOCKS
-
 
 class _Chain:
     """The blocks so far: their hashes and ends, and the hash and the end of what has been added."""
 
     __slots__ = ("current", "end", "ends", "hashes")
 
-    def __init__(self, current: int) -> None:
+    def __init__(self, current: int, end: int = 0) -> None:
         self.current = current
-        self.end = 0
+        self.end = end
         self.hashes: list[int] = []
         self.ends: list[int] = []
 
@@ -116,10 +109,9 @@ class _Chain:
 def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     """Return the blocks of `chat` for `model`, or None if it is not worth caching."""
     blocks = _Chain(hash(model))
-    if chat.tools:
-        _add_tools(chat, blocks)
-    root = tools = _number_of_tools(chat) if chat.tools else 0
+    root = tools = _add_tools(chat.tools, blocks) if chat.tools else 0
     common, home, count, messages = len(blocks.hashes), 0, 0, chat.messages
+    is_continued = False
     for message in messages:
         count += 1
         content, role = message.content, message.role
@@ -128,38 +120,48 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
         else:
             _add(message, blocks)
             if role == "assistant":
-                continue
-            home = _sampled(home, message)
-            if role == "user":
+                is_continued = True
+            else:
+                home = _sampled(home, message)
+            if role == "user" or count == MAX_FIRST:
                 break
+            if role == "assistant":
+                continue
         root = home ^ tools
         common = len(blocks.hashes)
     if count < len(messages):
-        if chat.has_plain_messages:
-            _add_texts([message.content for message in messages[count:]], blocks)  # type: ignore[misc]  # all are texts
-        else:
-            for message in messages[count:]:
-                if len(blocks.hashes) < MAX_BLOCKS:
-                    _add(message, blocks)
+        answer = _last_answer(messages, count)
+        is_continued = is_continued or answer >= count
+        _add_later(messages, count, max(answer, count), blocks)
     if blocks.end < WORTH_CACHING:
         return None
-    is_continued = any(message.role == "assistant" for message in messages)
     return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued, root)
 
 
-def _add_tools(chat: Chat, blocks: _Chain) -> None:
-    """Add one block for all tools."""
-    current, end = blocks.current, 0
-    for tool in chat.tools or ():
-        function = tool.function
-        current = hash((current, function.name, function.description))
-        end += len(function.name) + len(function.description or "")
+_known_ends: dict[int, int] = {}
+"""Ends of the blocks of tools and of later turns, by hash."""
+
+
+def _remember_end(block: int, end: int) -> None:
+    if len(_known_ends) >= KEPT_ENDS:
+        _known_ends.clear()
+    _known_ends[block] = end
+
+
+def _add_tools(tools: list[Tool], blocks: _Chain) -> int:
+    """Add one block for all tools, and return a number for them, the same in every process.
+
+    The first and the last one, and how many there are, stand for all of them.
+    """
+    first, last = tools[0].function, tools[-1].function
+    lengths = len(first.description or ""), len(last.description or "")
+    current = hash((blocks.current, len(tools), first.name, last.name, lengths))
+    end = _known_ends.get(current)
+    if end is None:
+        end = sum(len(tool.function.name) + len(tool.function.description or "") for tool in tools)
+        _remember_end(current, end)
     blocks.add(current, end)
-
-
-def _number_of_tools(chat: Chat) -> int:
-    """Return a number for the names of the tools, the same in every process."""
-    return crc32(",".join([tool.function.name for tool in chat.tools or ()]).encode(errors="surrogatepass"))
+    return crc32(f"{len(tools)},{first.name},{last.name}".encode(errors="surrogatepass"))
 
 
 _known_texts: dict[tuple[int, int], tuple[str, _Chain, int]] = {}
@@ -174,7 +176,7 @@ def _add_system(text: str, blocks: _Chain) -> int:
     key = blocks.current, len(text)
     kept = _known_texts.get(key)
     if kept is None or kept[0] != text:
-        message, own = Message("system", text), _Chain(blocks.current)
+        message, own = Message("system", text), _Chain(blocks.current, blocks.end)
         _add(message, own)
         kept = text, own, _sampled(0, message)
         if len(text) <= LONGEST_KEPT:
@@ -182,42 +184,78 @@ def _add_system(text: str, blocks: _Chain) -> int:
                 del _known_texts[next(iter(_known_texts))]
             _known_texts[key] = kept
     _, own, home = kept
-    start = blocks.end
     blocks.hashes += own.hashes
-    blocks.ends += own.ends if not start else [start + end for end in own.ends]
-    blocks.current, blocks.end = own.current, start + own.end
+    blocks.ends += own.ends
+    blocks.current, blocks.end = own.current, own.end
     return home
 
 
-def _add_texts(texts: list[str], blocks: _Chain) -> None:
-    """Add the texts of all turns after the first one.
+def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chain) -> None:
+    """Add the messages of all turns after the first one, from the one at index `first` on.
 
-    The places of their blocks do not depend on the messages, but for the last block, and for one that
-    ends where the prompt of the turn before ended.
+    The prompt of the turn before ended in front of the one at `previous`.
+
+    The last two of each block stand for all of it, because looking at all of them takes long. Requests that
+    have nothing to do with each other differ in the first turn, which is hashed whole; conversations that
+    part later differ in all that follows. Only a program that changes messages far from the end may not
+    be noticed. The choice is then less good.
     """
-    text, current, start, hashes, ends = "\0".join(texts), blocks.current, blocks.end, blocks.hashes, blocks.ends
-    sample, length = text[::STEP], len(text)
-    before = length - len(texts[-1]) - len(texts[-2]) - 2 if len(texts) > 2 else 0  # the previous prompt
-    for place, stop in _LATER_PLACES:
-        if place < before <= stop:
-            hashes.append(_hash_to(before, place, current, text, sample))
-            ends.append(start + before)
-        if stop >= length:
-            hashes.append(_hash_to(length, place, current, text, sample))
-            break
-        current = hash((current, sample[place // STEP : stop // STEP]))
-        hashes.append(current)
-        ends.append(start + stop)
-    else:
-        hashes.append(_hash_to(length, stop, current, text, sample))
-    ends.append(start + length)
-    blocks.end = start + length
+    current, end, hashes, ends, counted = blocks.current, blocks.end, blocks.hashes, blocks.ends, first
+    for stop, is_link in _places(len(messages) - first, previous - first):
+        stop += first
+        last, before = messages[stop - 1], messages[stop - 2].content
+        content = last.content
+        mark = content[-TAIL:] if content.__class__ is str and last.tool_calls is None else _mark(last)
+        block = hash((current, stop, mark, len(content or ""), len(before or "")))
+        known = _known_ends.get(block)
+        if known is None:
+            known = end + sum(map(_size, messages[counted:stop]))
+            _remember_end(block, known)
+        counted = stop
+        if known > end:
+            end = known
+        hashes.append(block)
+        ends.append(end)
+        if is_link:
+            current = block
+    blocks.end = end
 
 
-def _hash_to(end: int, place: int, current: int, text: str, sample: str) -> int:
-    """Return the hash of a prompt that ends in the block from `place` on."""
-    tail = text[max(place, end - TAIL) : end]
-    return hash((current, sample[place // STEP : (end + STEP - 1) // STEP], tail))
+def _last_answer(messages: list[Message], first: int) -> int:
+    """Return the index of the last message of the assistant from `first` on, or `first - 1`."""
+    index = len(messages) - 1
+    while index >= first and messages[index].role != "assistant":
+        index -= 1
+    return index
+
+
+@lru_cache(maxsize=1024)
+def _places(count: int, previous: int) -> list[tuple[int, bool]]:
+    """Return after how many messages each block ends, and whether those after it follow it.
+
+    They are few, because each costs time: powers of two. Most important is where the previous prompt
+    ended, so that has a block of its own, as the end has. No other block follows these two.
+    """
+    links = [stop for stop in _LINKS if stop <= count]
+    return [(stop, stop in links) for stop in sorted({*links, previous, count} - {0})]
+
+
+def _mark(message: Message) -> object:
+    """Return what stands for a message that is more than a text."""
+    if calls := message.tool_calls:
+        call = calls[-1].function
+        return call.name, call.arguments[-TAIL:], len(calls)
+    images = [(len(url), url[:SAMPLE], url[-SAMPLE:]) for url in message.images]
+    return message.text[-TAIL:], *images
+
+
+def _size(message: Message) -> int:
+    """Return the size of a message in characters."""
+    content, calls = message.content, message.tool_calls
+    if isinstance(content, str) and calls is None:
+        return len(content)
+    arguments = sum(len(call.function.arguments) for call in calls or ())
+    return len(message.text) + arguments + IMAGE_CHARACTERS * len(message.images)
 
 
 def _add(message: Message, blocks: _Chain) -> None:
@@ -229,11 +267,11 @@ def _add(message: Message, blocks: _Chain) -> None:
     current, end = hash((blocks.current, role)), blocks.end
     text = message.text
     length = len(text)
-    for place, stop in _PLACES:
+    for place, stop, step in _TEXT_PLACES:
         if stop >= length:
-            current = hash((current, text[place:]))
+            current = hash((current, text[place::step], text[-TAIL:]))
             break
-        current = hash((current, text[place:stop]))
+        current = hash((current, text[place:stop:step]))
         blocks.add(current, end + stop)
     end += length
     for call in message.tool_calls or ():

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from gateway.chat import prompt_blocks as prompt_blocks_module
 from gateway.chat.prompt_blocks import (
     IMAGE_CHARACTERS,
+    KEPT_ENDS,
     KEPT_TEXTS,
     LONGEST_KEPT,
-    MAX_BLOCKS,
-    SHORT,
-    STEP,
+    MAX_FIRST,
+    TAIL,
     WORTH_CACHING,
     PromptBlocks,
     prompt_blocks,
@@ -25,6 +25,11 @@ from gateway.chat.request import Chat
 @pytest.fixture
 def all_worth_caching(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.chat.prompt_blocks.WORTH_CACHING", 0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known() -> None:
+    prompt_blocks_module._known_ends.clear()
 
 
 SYSTEM = {"role": "system", "content": "s" * 5000}
@@ -66,8 +71,8 @@ def test_requests_with_the_same_system_message_share_its_blocks_alone() -> None:
 @pytest.mark.usefixtures("all_worth_caching")
 def test_texts_that_differ_late_share_the_blocks_before_that() -> None:
     text = "x" * 40_000
-    assert shared(blocks(user(text)), blocks(user(text[:20_000] + "y" + text[20_001:]))) == 16 * 1024
-    assert shared(blocks(user(text)), blocks(user(text + "y"))) >= 36 * 1024
+    assert shared(blocks(user(text)), blocks(user(text[:20_000] + "y" * 32 + text[20_032:]))) == 16 * 1024
+    assert shared(blocks(user(text)), blocks(user(text + "y"))) == 32 * 1024
 
 
 def call(arguments: str) -> dict[str, Any]:
@@ -100,6 +105,9 @@ def test_tools_and_model_come_before_everything() -> None:
     with_tools = blocks(SYSTEM, user("one"), tools=[tool])
     assert shared(with_tools, blocks(SYSTEM, user("one"))) == 0
     assert shared(with_tools, blocks(SYSTEM, user("two"), tools=[tool])) == 5002
+    for name, description in (("g", "d"), ("f", "dd")):
+        other = {"type": "function", "function": {"name": name, "description": description}}
+        assert shared(with_tools, blocks(SYSTEM, user("one"), tools=[other])) == 0
     assert shared(blocks(user("one")), blocks(user("one"), model="other")) == 0
 
 
@@ -118,53 +126,94 @@ def answer(text: str) -> dict[str, Any]:
 def test_each_turn_of_a_growing_conversation_begins_with_all_of_the_last_prompt(
     sizes: list[int], has_call: bool
 ) -> None:
+    prompt_blocks_module._known_ends.clear()
     messages: list[dict[str, Any]] = [SYSTEM, *([call("1")] if has_call else [])]
     last: PromptBlocks | None = None
     for number, size in enumerate(sizes):
         messages += [user(f"{number}" + "q" * size)]
         turn = blocks(*messages)
         assert turn.ends == sorted(turn.ends)
-        assert turn.size == sum(len(message.get("content", "1")) for message in messages) + max(0, 2 * number - 1) * (
-            not has_call
-        )
+        assert turn.size == sum(len(message.get("content", "1")) for message in messages)
         if last is not None:
             assert shared(last, turn) == last.size
         last = turn
         messages += [answer("a" * (size // 2))]
 
 
-@pytest.mark.parametrize("length", [1023, 1024, 1025, 4096, 16 * 1024, 64 * 1024])
-def test_prompt_that_ends_at_a_place_of_a_block_is_known_whole(length: int) -> None:
-    turns = [SYSTEM, user("one"), answer("a" * (length - 4)), user("two")]
-    first, second = blocks(*turns), blocks(*turns, answer("b" * 90), user("three"))
-    assert shared(first, second) == first.size == 5003 + length
+@pytest.mark.parametrize("count", range(1, 34))
+def test_prompt_of_any_number_of_turns_is_known_whole_in_the_next(count: int) -> None:
+    turns = [message for number in range(count) for message in (user(f"{number}"), answer("a" * number))]
+    first, second = blocks(SYSTEM, *turns, user("last")), blocks(SYSTEM, *turns, user("last"), answer("b"), user("c"))
+    assert shared(first, second) == first.size
+    assert len(second.hashes) <= len(blocks(SYSTEM, user("0")).hashes) + 8
 
 
-def test_text_beyond_the_last_place_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.chat.prompt_blocks._LATER_PLACES", [(0, 1024), (1024, 2048)])
-    turns = [SYSTEM, user("one"), answer("a" * 9000), user("two")]
-    first, second = blocks(*turns), blocks(*turns[:-1], user("not two"))
-    assert len(first.hashes) == len(first.ends)
-    assert first.size == 5003 + 9004
-    assert shared(first, second) == 5003 + 2048
+def test_calls_of_several_tools_at_once_are_one_answer() -> None:
+    calls = {"role": "assistant", "tool_calls": [call("1")["tool_calls"][0], call("2")["tool_calls"][0]]}
+    results = [{"role": "tool", "tool_call_id": "x", "content": "r" * size} for size in (10, 900)]
+    turns = [SYSTEM, user("one"), answer("1"), user("two"), answer("2"), user("three")]
+    first, second = blocks(*turns), blocks(*turns, calls, *results)
+    assert shared(first, second) == first.size
+    assert second.size == first.size + 2 + 910
 
 
-def test_conversations_that_part_late_share_what_comes_before() -> None:
+def test_conversations_that_part_late_share_half_of_what_comes_before() -> None:
     turns = [message for number in range(20) for message in (user(f"{number}" + "q" * 700), answer("a" * 700))]
     one, other = blocks(SYSTEM, *turns, user("left")), blocks(SYSTEM, *turns[:30], user("right"))
-    assert 5000 + 16 * 1024 <= shared(one, other) <= 5000 + 30 * 702
+    assert 5000 + 15 * 700 <= shared(one, other) <= 5000 + 30 * 702
 
 
-@pytest.mark.parametrize(("place", "size"), [(0, STEP), (1, STEP), (300, STEP), (330, 1), (699, 1)])
-def test_change_of_a_later_turn_is_found(place: int, size: int) -> None:
-    """One of a few characters is found in what is new; in the earlier text only some characters are looked at."""
-    turns = [user("q" * 700), answer("a" * 700), user("q" * 700)]
-    changed = [*turns[:-1], user("q" * place + "x" * size + "q" * (700 - place - size))]
-    assert blocks(SYSTEM, *turns).hashes[-1] != blocks(SYSTEM, *changed).hashes[-1]
+TURNS = [user("q" * 700), answer("a" * 700), user("q" * 700)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        user("q" * (700 - TAIL) + "x" + "q" * (TAIL - 1)),
+        user("q" * 699 + "x"),
+        user("q" * 701),
+        answer("a" * 700 + "q"),
+        call("q"),
+        image("q"),
+    ],
+)
+def test_change_of_the_last_message_is_found(changed: dict[str, Any]) -> None:
+    assert blocks(SYSTEM, *TURNS).hashes[-1] != blocks(SYSTEM, *TURNS[:-1], changed).hashes[-1]
+
+
+def test_same_question_after_another_answer_is_another_prompt() -> None:
+    assert blocks(SYSTEM, *TURNS).hashes[-1] != blocks(SYSTEM, TURNS[0], answer("a" * 699), TURNS[2]).hashes[-1]
+
+
+def test_blocks_end_in_order_if_a_program_shortens_earlier_messages() -> None:
+    """Programs for agents replace old results of tools to save tokens."""
+    turns = [SYSTEM, user("one"), answer("a")]
+    for number in range(20):
+        turns += [user(f"{number}" + "q" * 900), answer("a" * 900)]
+        blocks(*turns, user("next"))
+        turns[len(turns) // 2] = user("q")
+        assert (found := blocks(*turns, user("next"))).ends == sorted(found.ends)
+
+
+@given(st.lists(st.integers(0, 200_000), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_long_texts_that_differ_in_their_last_characters_are_told_apart(sizes: list[int]) -> None:
+    texts = ["q" * size for size in sizes]
+    one, other = blocks(SYSTEM, user("".join(texts) + "x")), blocks(SYSTEM, user("".join(texts) + "y"))
+    assert one.hashes[-1] != other.hashes[-1]
+    assert one.home != other.home
+    assert shared(one, other) <= one.size - 1
+
+
+def test_text_beyond_the_last_place_is_one_block() -> None:
+    text = "x" * ((1 << 24) + 5)
+    one, other = blocks(user(text)), blocks(user(text + "y"))
+    assert shared(one, other) == 12 << 20
+    assert other.size == len(text) + 1
 
 
 def test_system_messages_of_one_length_are_told_apart() -> None:
-    texts = ["s" * 5000, "s" * 4999 + "t", "t" + "s" * 4999, "s" * 2500 + "t" + "s" * 2499]
+    texts = ["s" * 5000, "s" * 4999 + "t", "t" + "s" * 4999, "s" * 2500 + "t" * 8 + "s" * 2492]
     found = [blocks({"role": "system", "content": text}, user("one")) for text in texts * 2]
     assert [each.hashes for each in found[:4]] == [each.hashes for each in found[4:]]
     assert len({each.hashes[-1] for each in found}) == len({each.home for each in found[:2]}) + 2 == 4
@@ -180,10 +229,19 @@ def test_number_of_remembered_texts_is_bounded() -> None:
 
 
 def test_number_of_blocks_is_bounded_whatever_is_sent() -> None:
-    assert len(blocks(*[user("a")] * 2048).hashes) < 10
-    assert len(blocks(*[user("a"), call("1")] * 1024).hashes) == MAX_BLOCKS
+    assert len(blocks(*[user("a")] * 2048).hashes) < 15
+    assert len(blocks(*[user("a"), call("1")] * 1024).hashes) < 15
+    assert len(blocks(*[answer("a")] * 2048).hashes) < MAX_FIRST + 15
+    assert len(blocks(*[SYSTEM] * 2048).hashes) < MAX_FIRST * 7 + 15
     assert len(blocks(user("a" * 1_000_000)).hashes) < 64
-    assert len(blocks(*[user("a" * 512 * SHORT)] * 300).hashes) < MAX_BLOCKS + 64
+
+
+def test_number_of_remembered_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.chat.prompt_blocks.KEPT_ENDS", 5)
+    turns = [SYSTEM, user("one"), answer("1"), user("two")]
+    sizes = [blocks(*turns, answer("a" * number), user("three")).size for number in range(20)]
+    assert sizes == [5012 + number for number in range(20)]
+    assert len(prompt_blocks_module._known_ends) == 5 < KEPT_ENDS
 
 
 @pytest.mark.parametrize(("length", "is_worth_it"), [(0, False), (WORTH_CACHING - 1, False), (WORTH_CACHING, True)])
@@ -209,6 +267,6 @@ def test_root_is_a_number_of_the_tools_and_the_system_message_in_every_process(a
         blocks(SYSTEM, user("a"), tools=others).root,
         blocks(user("a"), tools=tools).root,
     ]
-    assert roots == [4025037178, 1622590782, 2738479636, 1368559592, 1288754030]
+    assert roots == [1007223391, 1622590782, 3863780898, 2860289849, 3661995133]
     assert blocks(SYSTEM, user("b"), {"role": "assistant", "content": "c"}, user("d")).root == roots[0]
     assert blocks(user("a")).root == 0
