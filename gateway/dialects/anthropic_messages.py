@@ -159,6 +159,9 @@ class MessageRenderer:
             )
         )
 
+    def end_steps(self, clock: Clock) -> None:
+        return None
+
     def error(self, error: GatewayError) -> bytes:
         return _event(b"error", AnthropicErrors().error_body(error))
 

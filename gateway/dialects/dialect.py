@@ -106,6 +106,9 @@ class StreamRenderer(Protocol):
     def end(self, clock: Clock) -> bytes:
         """Return what follows the last delta of a complete answer."""
 
+    def end_steps(self, clock: Clock) -> Steps[list[bytes]] | None:
+        """Do the same as `end` in steps if it takes long, with a result in parts. None if it is short."""
+
     def error(self, error: GatewayError) -> bytes:
         """Return what ends a stream that failed; it must not look complete."""
 

@@ -157,6 +157,20 @@ def array_slices(
     yield b"]" if before == b"," else b"[]"
 
 
+def joined_slices(elements: list[bytes]) -> Iterator[bytes]:
+    """Render one JSON array of rendered elements in slices."""
+    before, run, size = b"[", list[bytes](), 0
+    for element in elements:
+        run.append(element)
+        size += len(element)
+        if size >= STEP:
+            yield before + b",".join(run)
+            before, run, size = b",", [], 0
+    if run:
+        yield before + b",".join(run)
+    yield b"]" if elements else b"[]"
+
+
 def text_slices(text: str) -> Iterator[bytes]:
     """Render the content of a JSON string in slices."""
     for start in range(0, len(text), SLICE):

@@ -272,6 +272,9 @@ class LineRenderer:
         said = shape.said("", "", b"")
         return b"%b%b,%b%b}\n" % (shape.head, said, _done(self._finish), _metrics(self._usage, times))
 
+    def end_steps(self, clock: Clock) -> None:
+        return None
+
     def error(self, error: GatewayError) -> bytes:
         return json_value({"error": ollama_message(error)}) + b"\n"
 

@@ -268,6 +268,9 @@ class CompletionRenderer:
     def end(self, clock: Clock) -> bytes:
         return b"data: [DONE]\n\n"
 
+    def end_steps(self, clock: Clock) -> None:
+        return None
+
     def error(self, error: GatewayError) -> bytes:
         return b"data: %b\n\n" % error.envelope()
 

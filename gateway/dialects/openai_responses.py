@@ -16,7 +16,15 @@ from gateway.chat.answer import MAX_LOGPROBS, MAX_TEXT, Answer, CallDelta, Chose
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors, renamed
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text
-from gateway.dialects.long_answers import LongAnswers, array_slices, logprob_runs
+from gateway.dialects.long_answers import (
+    LONG_LOGPROBS,
+    LONG_TEXT,
+    Fillings,
+    LongAnswers,
+    array_slices,
+    joined_slices,
+    logprob_runs,
+)
 from gateway.dialects.openai_chat import STREAM_LINES
 from gateway.dialects.responses_items import REASONING_PREFIX
 from gateway.dialects.responses_request import parse_response
@@ -134,16 +142,25 @@ class _OpenItem:
         self.index = index
         self.call = call
         self.pieces: list[str] = []
-        self.logprobs: list[ChosenLogprob] = []
+        self.logprobs: list[bytes] = []
+        """Log probabilities of each delta, as the elements of a JSON array."""
 
-    def whole(self, status: str) -> dict[str, Any]:
+    def whole(self, status: str, fillings: Fillings | None = None) -> dict[str, Any]:
+        """Return the item with all of its text, or with placeholders."""
         text = "".join(self.pieces)
+        if fillings is not None:
+            text = fillings.text(text)
         if self.kind == "reasoning":
             return _reasoning_item(self.id, text, status)
         if self.kind == "message":
-            return _message_item(self.id, [_text_part(text, self.logprobs)], status)
+            return _message_item(self.id, [_text_part(text, self._whole_logprobs(fillings))], status)
         assert self.call is not None
         return _call_item(self.id, CallDelta(0, self.call.id, self.call.name, text), status)
+
+    def _whole_logprobs(self, fillings: Fillings | None) -> Raw:
+        if fillings is None or not self.logprobs:
+            return Raw(b"[%b]" % b",".join(self.logprobs))
+        return Raw(fillings.placeholder(lambda: joined_slices(self.logprobs)).encode())
 
     def begun(self) -> dict[str, Any]:
         if self.kind == "message":
@@ -154,11 +171,13 @@ class _OpenItem:
 class EventRenderer:
     """Renders deltas as events. Each run of thoughts, of text or of a call is an item."""
 
-    __slots__ = ("_finish", "_item", "_length", "_logprobs", "_number", "_output", "_response", "_usage")
+    __slots__ = ("_fillings", "_finish", "_item", "_length", "_logprobs", "_number", "_output", "_response", "_usage")
 
     def __init__(self, response: _Response) -> None:
         self._length = self._logprobs = 0
         """Characters, and tokens and alternatives, that are kept for the events at the end."""
+        self._fillings: Fillings | None = None
+        """What long items consist of: their events repeat it up to four times."""
         self._response = response
         self._number = 0
         self._item: _OpenItem | None = None
@@ -183,24 +202,44 @@ class EventRenderer:
     def render(self, delta: Delta) -> bytes:
         parts: list[bytes] = []
         if delta.reasoning:
-            parts.append(self._open("reasoning", REASONING_PREFIX))
+            parts += self._open("reasoning", REASONING_PREFIX)
             parts.append(self._piece(b"response.reasoning_text.delta", delta.reasoning))
         if delta.content or delta.logprobs:
-            parts.append(self._open("message", "msg"))
+            parts += self._open("message", "msg")
             parts.append(self._text(delta.content, delta.logprobs))
-        parts += [self._call(call) for call in delta.calls or ()]
+        for call in delta.calls or ():
+            parts += self._open(f"call {call.index}", "fc", call)
+            if call.arguments:
+                parts.append(self._piece(b"response.function_call_arguments.delta", call.arguments, place=b""))
         self._finish = delta.finish or self._finish
         self._usage = delta.usage or self._usage
         return b"".join(parts)
 
     def end(self, clock: Clock) -> bytes:
+        return b"".join(self._filled(self._end()))
+
+    def end_steps(self, clock: Clock) -> Steps[list[bytes]] | None:
+        return self._filled_in_steps() if self._is_long() else None
+
+    def _end(self) -> bytes:
         is_cut = self._finish in _INCOMPLETE
         kinds = {item["type"] for item in self._output} | {self._item.kind if self._item else "nothing"}
-        empty = self._open("message", "msg") if _needs_message(kinds, is_cut) else b""
+        empty = b"".join(self._open("message", "msg")) if _needs_message(kinds, is_cut) else b""
         closed = self._close("incomplete" if is_cut else "completed")
         name = "response.incomplete" if is_cut else "response.completed"
         whole = self._response.ended(self._output, self._finish, self._usage)
         return empty + closed + self._event(name, response=whole)
+
+    def _is_long(self) -> bool:
+        return self._length > LONG_TEXT or self._logprobs > LONG_LOGPROBS
+
+    def _filled(self, events: bytes) -> list[bytes]:
+        return [events] if self._fillings is None else completed(self._fillings.fill(events))
+
+    def _filled_in_steps(self) -> Steps[list[bytes]]:
+        events = self._end()
+        yield
+        return [events] if self._fillings is None else (yield from self._fillings.fill(events))
 
     def error(self, error: GatewayError) -> bytes:
         message = renamed(error.message, ResponseErrors.fields)
@@ -228,34 +267,29 @@ class EventRenderer:
 
     def _text(self, text: str, logprobs: list[ChosenLogprob] | None) -> bytes:
         assert self._item is not None
+        shown = b"[]"
         if logprobs:
-            self._item.logprobs += logprobs
+            shown = escaped(_logprobs_json(logprobs))
+            self._item.logprobs.append(shown[1:-1])
             self._logprobs += sum(1 + len(chosen.top_logprobs) for chosen in logprobs)
             if self._logprobs > MAX_LOGPROBS:
                 raise UpstreamError("too_large")
-        shown = b',"logprobs":' + (escaped(orjson.dumps(_logprobs(logprobs))) if logprobs else b"[]")
-        return self._piece(b"response.output_text.delta", text, shown)
+        return self._piece(b"response.output_text.delta", text, b',"logprobs":' + shown)
 
-    def _call(self, call: CallDelta) -> bytes:
-        kind = f"call {call.index}"
-        opened = self._open(kind, "fc", call)
-        if not call.arguments:
-            return opened
-        return opened + self._piece(b"response.function_call_arguments.delta", call.arguments, place=b"")
-
-    def _open(self, kind: str, prefix: str, call: CallDelta | None = None) -> bytes:
+    def _open(self, kind: str, prefix: str, call: CallDelta | None = None) -> list[bytes]:
+        """Begin an item of this kind, unless it has begun. Return the events of that, in parts."""
         if self._item is not None and self._item.kind == kind:
-            return b""
-        closed = self._close("completed")
+            return []
+        closed = self._filled(self._close("completed"))
         index = len(self._output)
         if index >= MAX_ITEMS:
             raise UpstreamError("too_large")
         item = self._item = _OpenItem(kind, self._response.item_id(prefix, index), index, call)
         added = self._event("response.output_item.added", output_index=index, item=item.begun())
         if call is not None:
-            return closed + added
+            return [*closed, added]
         part = _text_part("") if kind == "message" else {"type": "reasoning_text", "text": ""}
-        return closed + added + self._part_event("response.content_part.added", item, part=part)
+        return [*closed, added, self._part_event("response.content_part.added", item, part=part)]
 
     def _part_event(self, name: str, /, item: _OpenItem, **fields: Any) -> bytes:
         return self._event(name, item_id=item.id, output_index=item.index, content_index=0, **fields)
@@ -264,24 +298,28 @@ class EventRenderer:
         item, self._item = self._item, None
         if item is None:
             return b""
-        text = "".join(item.pieces)
-        whole = item.whole(status)
+        if self._fillings is None and self._is_long():
+            self._fillings = Fillings()
+        whole = item.whole(status, self._fillings)
         self._output.append(whole)
-        if item.kind == "message":
-            part = whole["content"][0]
-            done = self._part_event("response.output_text.done", item, text=text, logprobs=part["logprobs"])
-            done += self._part_event("response.content_part.done", item, part=part)
-        elif item.kind == "reasoning":
-            done = self._part_event("response.reasoning_text.done", item, text=text)
-            done += self._part_event("response.content_part.done", item, part={"type": "reasoning_text", "text": text})
-        else:
+        if item.kind.startswith("call"):
+            name, arguments = whole["name"], whole["arguments"]
             done = self._event(
                 "response.function_call_arguments.done",
                 item_id=item.id,
                 output_index=item.index,
-                name=whole["name"],
-                arguments=text,
+                name=name,
+                arguments=arguments,
             )
+        elif item.kind == "message":
+            part = whole["content"][0]
+            done = self._part_event(
+                "response.output_text.done", item, text=part["text"], logprobs=part["logprobs"]
+            ) + self._part_event("response.content_part.done", item, part=part)
+        else:
+            text = whole["content"][0]["text"] if whole["content"] else ""
+            done = self._part_event("response.reasoning_text.done", item, text=text)
+            done += self._part_event("response.content_part.done", item, part={"type": "reasoning_text", "text": text})
         return done + self._event("response.output_item.done", output_index=item.index, item=whole)
 
 

@@ -13,7 +13,7 @@ from gateway.chat.normalizer import Normalizer
 from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.chat.stop_sequences import StopMatcher
-from gateway.dialects.dialect import ChatForm
+from gateway.dialects.dialect import ChatForm, StreamRenderer
 from gateway.dialects.json_body import LONG_BODY
 from gateway.dialects.long_answers import LONG_LOGPROBS, LONG_TEXT, logprob_runs
 from gateway.engines.completions import Completer
@@ -219,8 +219,7 @@ class ChatRelay(RequeueableRelay):
             # What has arrived counts as an answer: Ollama's last line may need no line end.
             raise upstream_error(fault) from fault
         if renderer is not None:
-            write(renderer.end(self._timings))
-            self._client.end()
+            await self._end_stream(renderer)
         else:
             collected = self._collected or Assembler()
             is_long = collected.text_length > LONG_TEXT or collected.logprob_count > LONG_LOGPROBS
@@ -228,6 +227,15 @@ class ChatRelay(RequeueableRelay):
                 await self._answer_in_turns(collected.answer())
             else:
                 self._answer_json(self._rendered(collected.answer()))
+
+    async def _end_stream(self, renderer: StreamRenderer) -> None:
+        if (steps := renderer.end_steps(self._timings)) is None:
+            self._client.write(renderer.end(self._timings))
+        else:
+            self._meter.end_upstream()
+            for part in await in_turns(steps):
+                self._client.write(part)
+        self._client.end()
 
     def _unseen_tokens(self) -> int:
         """Estimate what was generated of an answer that was to arrive as a whole."""

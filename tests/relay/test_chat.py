@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any, ClassVar
 
+import httpx2
 import pytest
 
 from gateway import simulate
@@ -435,6 +436,27 @@ async def test_long_answer_is_rendered_in_steps(
             monkeypatch.setattr(f"gateway.relay.{module}.in_turns", counted)
         assert answered(await gateway.ask(body)) == short
     assert turns == ["answer_steps"] * count + ["choices_answer_steps"] * (count > 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_long_stream_is_ended_in_steps(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"model": "standard", "input": "Hi", "stream": True, "include": ["message.output_text.logprobs"]}
+    async with (
+        in_front_of(options(kind)) as (gateway, _),
+        httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, trust_env=False) as client,
+    ):
+
+        async def shown() -> list[Any]:
+            reply = await client.post("/v1/responses", json=body)
+            assert reply.status_code == 200
+            events = [json.loads(line[6:]) for line in reply.text.split("\n") if line.startswith("data: ")]
+            return [[event["type"], event.get("text"), event.get("logprobs")] for event in events]
+
+        short = await shown()
+        assert short[-1][0] == "response.completed"
+        monkeypatch.setattr("gateway.dialects.openai_responses.LONG_LOGPROBS", 0)
+        monkeypatch.setattr("gateway.dialects.long_answers.STEP", 16)
+        assert await shown() == short
 
 
 @pytest.mark.parametrize("kind", KINDS)
