@@ -10,10 +10,10 @@ Slots. A backend has servers. While a request runs, it holds:
 
 In a separate lane (embeddings), a request holds one of the lane's slots on that server and nothing
 else. Each of these is a `ConcurrencyLimit`: a limit and a count. The limits that a request needs on
-one server form a `Placement`. Requests that need the same limits share a `Queue`. For each lane of
-each model, there is one queue for all tiers without limits of their own, and one more for each tier
-with such limits. The number of queues depends on the settings, not on the number of waiting
-requests.
+one server form a `Placement` (`server_limits.py`). Requests that need the same limits share a
+`Queue`. For each lane of each model, there is one queue for all tiers without limits of their own,
+and one more for each tier with such limits. The number of queues depends on the settings, not on the
+number of waiting requests.
 
 States. A ticket is in one of four states:
 
@@ -89,7 +89,6 @@ from typing import NamedTuple
 from gateway.admission.affinity import Affinity
 from gateway.admission.closure import Closure
 from gateway.admission.concurrency_limits import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, AdaptiveLimit, ConcurrencyLimit
-from gateway.admission.model_state import ModelState
 from gateway.admission.queues import (
     BATCH_SHARE,
     AdmissionLimits,
@@ -102,6 +101,7 @@ from gateway.admission.queues import (
     ServerSlots,
     TierLimits,
 )
+from gateway.admission.server_limits import ServerLimits, forget_models, limits_of
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 
 RETRY_SECONDS_UNKNOWN = 5
@@ -159,15 +159,13 @@ class Admission:
         self._servers = list(servers)
         self._clock = clock
         self._call_later = call_later
-        self._canonical = canonical
-        self._limits = limits
+        self._limits = ServerLimits(limits, self._source, canonical)
         self._lanes = {name: Lane(name, lane) for name, lane in limits.lanes.items()}
         self._queues: dict[tuple[str, LaneName, str, TierLimits | None], Queue] = {}
         self._stamp = 0
         self._queued = 0
         self._on_learned = on_learned
-        for server in servers:
-            server.slots = self._source.fixed(server.place, "slots", limits.slots)
+        self._limits.add(servers)
 
     def __repr__(self) -> str:
         lanes = ", ".join(f"{name} {self.running(name)}+{self.waiting(name)}" for name in self._lanes)
@@ -199,7 +197,7 @@ class Admission:
         if queue is None:
             shared_lane = self._lanes[lane]
             own = own or TierLimits()
-            placements = [self._placement(server, model, shared_lane, own, tier) for server in self._servers]
+            placements = [self._limits.placement(server, model, shared_lane, own, tier) for server in self._servers]
             room = shared_lane.room if own.max_queue is None else ConcurrencyLimit(own.max_queue)
             queue = self._queues[key] = Queue(model, shared_lane, placements, room, own.queue_timeout, self.closure)
             shared_lane.queues.append(queue)
@@ -209,10 +207,10 @@ class Admission:
         """Let requests of all queues run at further servers. Call `refresh` when they may get some."""
         self._servers += servers
         self._has_several = True
-        for server in servers:
-            server.slots = self._source.fixed(server.place, "slots", self._limits.slots)
+        self._limits.add(servers)
         for (model, _, tier, own), queue in self._queues.items():
-            queue.add(self._placement(server, model, queue.lane, own or TierLimits(), tier) for server in servers)
+            limits = own or TierLimits()
+            queue.add(self._limits.placement(server, model, queue.lane, limits, tier) for server in servers)
 
     def drop(self, servers: Collection[ServerSlots]) -> None:
         """Forget servers that get no requests any more, and that none runs at."""
@@ -222,72 +220,12 @@ class Admission:
             queue.drop(gone)
         self._source.dropped()
 
-    def _placement(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits, tier: str) -> Placement:
-        return Placement(
-            server,
-            self._limits_at(server, model, lane, own, tier),
-            server.gate(model, lane.name),
-            self._model_state(server, model, lane),
-        )
-
-    def _model_state(self, server: ServerSlots, model: str, lane: Lane) -> ModelState | None:
-        return (
-            None
-            if server.residency is None
-            else server.residency.state(self._canonical(model), model, lane.limits.is_separate)
-        )
-
-    def _limits_at(
-        self, server: ServerSlots, model: str, lane: Lane, own: TierLimits, tier: str
-    ) -> tuple[ConcurrencyLimit, ...]:
-        """Return the limits from the server's own to that of the lane.
-
-        Shared limits are waited for in the opposite order.
-        """
-        if lane.limits.is_separate:
-            return (self._lane_limit(server, server.separate_lanes, lane),)
-        prefix = f"tier/{tier}/{lane.name}/{model}"
-        limits = [server.slots]
-        if own.slots is not None:
-            limits.append(self._source.fixed(server.place, f"{prefix}/slots", own.slots))
-        limits.append(
-            self._model_limit(server, model)
-            if own.model_slots is None
-            else self._source.fixed(server.place, f"{prefix}/model", own.model_slots)
-        )
-        if own.lane_slots is not None:
-            limits.append(self._source.fixed(server.place, f"{prefix}/lane", own.lane_slots))
-        elif lane.limits.slots is not None:
-            limits.append(self._lane_limit(server, server.lanes, lane))
-        return tuple(limits)
-
-    def _lane_limit(
-        self, server: ServerSlots, limits: dict[LaneName, ConcurrencyLimit], lane: Lane
-    ) -> ConcurrencyLimit:
-        limit = limits.get(lane.name)
-        if limit is None:
-            slots = lane.limits.slots or self._limits.slots
-            limit = limits[lane.name] = self._source.fixed(server.place, f"lane/{lane.name}", slots)
-        return limit
-
-    def _model_limit(self, server: ServerSlots, model: str) -> ConcurrencyLimit:
-        name = self._canonical(model)
-        limit = server.models.get(name)
-        if limit is None:
-            limits = self._limits
-            slots = server.guesses.get(name, limits.first_guess) if limits.model_slots is None else limits.model_slots
-            limit = server.models[name] = (
-                self._source.adaptive(server.place, f"model/{name}", slots, limits.model_slots is not None)
-                if limits.can_learn
-                else self._source.fixed(server.place, f"model/{name}", slots)
-            )
-        return limit
-
     def used_limits(self) -> Iterator[ConcurrencyLimit]:
         """Yield the limits that the requests of this backend need."""
-        for server in self._servers:
-            yield server.slots
-            yield from (server.models | server.lanes | server.separate_lanes).values()
+        yield from limits_of(self._servers)
+        yield from self._limits_of_queues()
+
+    def _limits_of_queues(self) -> Iterator[ConcurrencyLimit]:
         for queue in self._queues.values():
             for placement in queue.placements:
                 yield from placement.limits
@@ -297,16 +235,7 @@ class Admission:
 
         A tier whose own limits change gets another queue.
         """
-        self._limits = limits
-        for server in self._servers:
-            server.slots.change(limits.slots)
-            for current in server.models.values():
-                if isinstance(current, AdaptiveLimit):
-                    current.is_held = limits.model_slots is not None
-                if limits.model_slots is not None:
-                    current.change(limits.model_slots)
-            for name, current in (server.lanes | server.separate_lanes).items():
-                current.change(limits.lanes[name].slots or limits.slots)
+        self._limits.change(limits, self._servers)
         for name, lane in self._lanes.items():
             lane.limits = limits.lanes[name]
             lane.room.limit = lane.limits.max_queue
@@ -324,14 +253,7 @@ class Admission:
                 for placement in queue.placements:
                     if placement.state is not None:
                         placement.state.waiters.remove(queue)
-        used = {
-            id(limit) for queue in self._queues.values() for placement in queue.placements for limit in placement.limits
-        }
-        for server in self._servers:
-            for name, limit in [item for item in server.models.items() if id(item[1]) not in used]:
-                del server.models[name]
-                if isinstance(limit, AdaptiveLimit) and not limit.is_held:
-                    server.guesses[name] = limit.total
+        forget_models(self._servers, [*self._limits_of_queues()])
         self._source.dropped()
 
     # Steps
