@@ -233,7 +233,7 @@ class Gateway:
         self.named_keys: NamedKeys | None = None
         if accounts is not None and settings.keys_file is not None:
             self.named_keys = NamedKeys(
-                accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
+                accounts, settings.keys_file, model_names, self._state, metrics.keys.forget, keys.count_plain
             )
         if self.named_keys is not None:
             sharing.share_keys(self.named_keys)

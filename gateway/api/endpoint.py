@@ -385,7 +385,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
             )
             client.answer(self._errors.error_status(error), lines, self._errors.error_body(error))
         if isinstance(error, RateLimited) and account is not None:
-            self._context.metrics.rate_limited.labels(account.name, error.limit).inc()
+            self._context.metrics.keys.refuse(account.name, error.limit)
         record = self._context.on_exchange
         if (trace := current_trace.get() or self._context.begin_trace(fields)) is not None:
             record = trace.recorder(record, None)

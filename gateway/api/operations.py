@@ -15,12 +15,13 @@ from gateway.api.model_names import ModelNames
 from gateway.api.peers import Peers
 from gateway.config import Settings, Tier
 from gateway.errors import InvalidRequest
+from gateway.relay.turns import in_turns
 from gateway.rollout.assignment import ChangeCause
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.gpu_state import SWITCH_PHASES, Outcome
 from gateway.rollout.guard import RolloutGuard
 from gateway.telemetry.exchange import NONE
-from gateway.telemetry.exposition import LabelledRegistry, join_pages
+from gateway.telemetry.exposition import LabelledRegistry, join_pages, page_steps
 from gateway.telemetry.live import ALL, KEPT, STEP, WINDOW, LiveFigures
 from gateway.telemetry.metrics import Histogram, Histograms, Metrics
 from gateway.upstream.backend import Backend, GpuTurn
@@ -270,19 +271,19 @@ class Operations:
         `accept` is the request header that chooses the format. With several replicas on a machine,
         the series of all of them are there, with their number in the label `replica`.
         """
-        self._fill_gauges()
         encode, content_type = choose_encoder(accept)
         if self.peers is None:
-            return encode(self._metrics.registry), content_type
+            self._fill_gauges()
+            return await in_turns(page_steps(self._metrics.registry, encode)), content_type
         pages = await self.peers.metrics_pages(accept)
-        return join_pages([self.labelled_page(accept), *pages]), content_type
+        return join_pages([await self.labelled_page(accept), *pages]), content_type
 
-    def labelled_page(self, accept: str) -> bytes:
+    async def labelled_page(self, accept: str) -> bytes:
         """Return the metrics of this replica alone, with its number as a label."""
         assert self.peers is not None
         self._fill_gauges()
         encode, _ = choose_encoder(accept)
-        return encode(LabelledRegistry(self._metrics.registry, self.peers.number))
+        return await in_turns(page_steps(LabelledRegistry(self._metrics.registry, self.peers.number), encode))
 
     def _fill_gauges(self) -> None:
         metrics = self._metrics

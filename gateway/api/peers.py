@@ -119,13 +119,9 @@ class Peers:
         answers = await self._channel.ask(METRICS, accept)
         return [answers[number] for number in sorted(answers)]
 
-    def answer_metrics(self, page: Callable[[str], bytes]) -> None:
+    def answer_metrics(self, page: Callable[[str], Awaitable[bytes]]) -> None:
         """Have others get the metrics of this replica from `page`."""
-
-        async def respond(accept: str) -> bytes:
-            return page(accept)
-
-        self._channel.respond[METRICS] = respond
+        self._channel.respond[METRICS] = page
 
     async def _report_regularly(self) -> None:
         while True:

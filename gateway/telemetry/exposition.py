@@ -1,12 +1,13 @@
-"""Metrics of several replicas on one page: a label with the replica's number, and families joined.
+"""Pages of metrics: made family by family, and those of several replicas joined to one.
 
-Each series keeps its own replica, as it keeps its own instance where every replica is scraped by
-itself. So a counter begins anew with the replica that was started again and with no other, and what
-sums or compares over instances does so over replicas.
+The series of several replicas have a label with the replica's number. Each series keeps its own replica,
+as it keeps its own instance where every replica is scraped by itself. So a counter begins anew with the
+replica that was started again and with no other, and what sums or compares over instances does so over
+replicas.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol
 
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
@@ -38,30 +39,64 @@ class LabelledRegistry:
         return sample._replace(labels={**sample.labels, LABEL: self._value})
 
 
-def join_pages(pages: Iterable[bytes]) -> bytes:
-    """Return one page with the series of several pages in the same format.
+class _Family:
+    """Registry of one family, or of a part of it."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
+
+
+class _Page:
+    """Page that is put together from others in the same format.
 
     A family is there once, as both formats ask for: its comments first, then its series of all pages.
     """
-    families: dict[bytes, list[bytes]] = {}
-    is_open_metrics = False
-    for page in pages:
+
+    def __init__(self) -> None:
+        self._families: dict[bytes, list[bytes]] = {}
+        self._is_open_metrics = False
+
+    def add(self, page: bytes) -> None:
         if page.endswith(_END):
-            is_open_metrics = True
+            self._is_open_metrics = True
             page = page.removesuffix(_END)
-        for block in page.split(b"\n" + _FAMILY):
-            comments, series = _split(block.removeprefix(_FAMILY))
+        for block in page.removeprefix(_FAMILY).split(b"\n" + _FAMILY):
+            comments, series = _split(block)
             if comments:
-                families.setdefault(comments, []).append(series)
-    parts = [_FAMILY + comments + b"".join(series) for comments, series in families.items()]
-    return b"".join(parts) + (_END if is_open_metrics else b"")
+                self._families.setdefault(comments, []).append(series)
+
+    def content(self) -> bytes:
+        parts = [part for comments, series in self._families.items() for part in (_FAMILY, comments, *series)]
+        return b"".join(parts) + (_END if self._is_open_metrics else b"")
+
+
+def page_steps(registry: Collectable, encode: Callable[[Any], bytes]) -> Generator[None, None, bytes]:
+    """Return the page with all metrics of a registry. It yields after each family, or part of one.
+
+    A registry may yield a family in several parts, one after the other.
+    """
+    page = _Page()
+    for family in registry.collect():
+        page.add(encode(_Family(family)))
+        yield
+    return page.content()
+
+
+def join_pages(pages: Iterable[bytes]) -> bytes:
+    """Return one page with the series of several pages in the same format."""
+    joined = _Page()
+    for page in pages:
+        joined.add(page)
+    return joined.content()
 
 
 def _split(block: bytes) -> tuple[bytes, bytes]:
     """Split the text of a family, without its first `# HELP `, into comments and series, each with its line ends."""
-    lines = block.rstrip(b"\n").split(b"\n")
-    count = 1
-    while count < len(lines) and lines[count].startswith(b"# "):
-        count += 1
-    series = lines[count:]
-    return b"\n".join(lines[:count]) + b"\n" if lines[0] else b"", b"".join([line + b"\n" for line in series])
+    text = block.rstrip(b"\n") + b"\n"
+    end = text.index(b"\n") + 1
+    while text.startswith(b"# ", end):
+        end = text.index(b"\n", end) + 1
+    return (text[:end], text[end:]) if end > 1 else (b"", b"")

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 from gateway.telemetry.exchange import LANES, NONE, WORKLOADS, Exchange
+from gateway.telemetry.key_metrics import KeyMetrics
 
 TIME_TO_FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5,
@@ -170,25 +171,6 @@ class RouteMetrics:
                 counter.inc(amount)
 
 
-@dataclass(slots=True)
-class KeyMetrics:
-    """Series of one key: plain numbers until `publish`."""
-
-    counters: tuple[Counter, Counter, Counter]
-    """Counters of requests, prompt tokens and completion tokens."""
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def publish(self) -> None:
-        """Add the numbers to the counters, and reset them."""
-        amounts = self.requests, self.prompt_tokens, self.completion_tokens
-        self.requests = self.prompt_tokens = self.completion_tokens = 0
-        for counter, amount in zip(self.counters, amounts, strict=True):
-            with suppress(ValueError, OverflowError):
-                counter.inc(amount)
-
-
 class _Preparation(Collector):
     """Collector that runs `prepare` before the others are read; it must be registered first."""
 
@@ -211,7 +193,6 @@ class Metrics:
         self.registry = registry
         self._settle = settle
         self._routes: dict[tuple[str, str, str], RouteMetrics] = {}
-        self._keys: dict[str, KeyMetrics] = {}
         self._counters: dict[Counter, tuple[str, ...]] = {}
         _Preparation(registry, self._publish)
         route = ("tier", "backend")
@@ -259,13 +240,7 @@ class Metrics:
             "Requests sent to another backend by a fallback.",
             ("tier", "from_backend", "to_backend"),
         )
-        self.key_requests = counter("gateway_key_requests_total", "Requests by the key that sent them.", ("key",))
-        self.key_tokens = counter("gateway_key_tokens_total", "Tokens by key.", ("key", "type"))
-        self.rate_limited = counter(
-            "gateway_rate_limited_total",
-            "Requests refused by a limit of their key, or of a person behind it.",
-            ("key", "limit"),
-        )
+        self.keys = KeyMetrics(registry)
         self.client_disconnects = counter(
             "gateway_client_disconnects_total", "Clients that disconnected before the end of their answer.", ("phase",)
         )
@@ -388,11 +363,6 @@ class Metrics:
             histograms.forget(label, value)
         self._forget_counters(label, value)
 
-    def forget_key(self, name: str) -> None:
-        """Drop the series of a key that is gone."""
-        self._keys.pop(name, None)
-        self._forget_counters("key", name)
-
     def _forget_counters(self, label: str, value: str) -> None:
         for counter, labels in self._counters.items():
             if label in labels:
@@ -405,7 +375,7 @@ class Metrics:
         if exchange.outcome != "ok":
             self._record_failure(exchange)
         if exchange.key:
-            self._record_key(exchange)
+            self.keys.record(exchange)
         if exchange.backend == NONE:
             return
         key = exchange.tier, exchange.backend, exchange.endpoint
@@ -445,21 +415,6 @@ class Metrics:
         self._settle()
         for route in self._routes.values():
             route.publish()
-        for key in self._keys.values():
-            key.publish()
-
-    def _record_key(self, exchange: Exchange) -> None:
-        name = exchange.key
-        key = self._keys.get(name)
-        if key is None:
-            tokens = self.key_tokens.labels(name, "prompt"), self.key_tokens.labels(name, "completion")
-            key = self._keys[name] = KeyMetrics((self.key_requests.labels(name), *tokens))
-        key.requests += 1
-        usage = exchange.usage
-        if usage is not None:
-            key.prompt_tokens += usage.prompt_tokens
-            key.completion_tokens += usage.completion_tokens
-        key.completion_tokens += exchange.sent_tokens
 
     def _record_failure(self, exchange: Exchange) -> None:
         self.requests.labels(exchange.endpoint, exchange.tier, exchange.backend, exchange.outcome).inc()

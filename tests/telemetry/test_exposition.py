@@ -6,7 +6,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from gateway.telemetry.exposition import LabelledRegistry, join_pages
+from gateway.relay.turns import in_turns
+from gateway.telemetry.exposition import LabelledRegistry, join_pages, page_steps
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -46,3 +47,14 @@ def test_page_has_each_family_once_with_the_series_of_all_replicas(accept: str) 
 def test_page_of_one_replica_is_left_as_it_is() -> None:
     one = page(1, "")
     assert join_pages([one]) == one
+
+
+@pytest.mark.parametrize("accept", ["", OPEN_METRICS])
+async def test_page_that_is_made_in_steps_is_the_same_page(accept: str) -> None:
+    registry = CollectorRegistry()
+    Counter("requests_total", "Requests.", ("tier",), registry=registry).labels('a "tier"\n# HELP x').inc(3)
+    Counter("nothing_total", "Not counted yet.", ("tier",), registry=registry)
+    Histogram("seconds", "Seconds.", buckets=(1, 2), registry=registry).observe(1.5)
+    encode, _ = choose_encoder(accept)
+    assert sum(1 for _ in page_steps(registry, encode)) == 3
+    assert await in_turns(page_steps(registry, encode)) == encode(registry)

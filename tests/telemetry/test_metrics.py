@@ -84,7 +84,7 @@ def touched(metrics: Metrics) -> Metrics:
     for outcome in ("ok", "cancelled", "rejected", "upstream_error", "timeout", "client_error"):
         metrics.record(replace(EXCHANGE, outcome=outcome, code="queue_full"))
     metrics.record(replace(EXCHANGE, key="web"))
-    metrics.rate_limited.labels("web", "concurrency").inc()
+    metrics.keys.refuse("web", "concurrency")
     metrics.route("standard", "vllm").gaps.observe_gap(0.03, 1)
     metrics.retries.labels("vllm", "connect").inc()
     for gauge in (metrics.running, metrics.waiting):
@@ -297,12 +297,12 @@ def test_requests_and_tokens_of_a_key_with_a_name_are_counted_until_it_is_gone(m
     metrics.record(replace(EXCHANGE, key="web"))
     metrics.record(replace(EXCHANGE, key="web", usage=None, sent_tokens=3, outcome="cancelled"))
     metrics.record(replace(EXCHANGE, key_id="12345678"))
-    metrics.rate_limited.labels("web", "concurrency").inc()
+    metrics.keys.refuse("web", "concurrency")
     assert value(metrics, "gateway_key_requests_total", key="web") == 2
     assert value(metrics, "gateway_key_tokens_total", key="web", type="prompt") == 10
     assert value(metrics, "gateway_key_tokens_total", key="web", type="completion") == 4 + 3
     assert value(metrics, "gateway_key_requests_total", key="12345678") is None
-    metrics.forget_key("web")
+    metrics.keys.forget("web")
     for name in ("gateway_key_requests_total", "gateway_rate_limited_total"):
         assert not [key for key in series(metrics, name) if key.get("key") == "web"]
 
