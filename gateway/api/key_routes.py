@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, Response
 
+from gateway.api.json_rows import rows_response
 from gateway.api.named_keys import NamedKeys
 from gateway.errors import NotFound
 from gateway.keys.account import Account
@@ -25,9 +26,11 @@ def add_keys(app: FastAPI, named_keys: NamedKeys | None, operator: Callable[[Req
         "/ops/keys",
         dependencies=[Depends(operator)],
         summary="Show names, limits and use of the keys, never the keys",
+        response_model=dict[str, Any],
     )
-    async def view() -> dict[str, Any]:
-        return keys().view()
+    async def view() -> Response:
+        named = keys()
+        return await rows_response(named.view(), "keys", (account.view() for account in list(named.accounts)))
 
     @app.post(
         "/ops/keys/reload",

@@ -113,7 +113,7 @@ class NamedKeys:
         return outcome
 
     def view(self) -> dict[str, Any]:
-        """Return the body of `/ops/keys`."""
+        """Return the body of `/ops/keys` without the keys, of which there may be many."""
         return {**self.accounts.view(), "without_limits": self._count_plain(), "reload": self._reloader.last}
 
     # The state

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from datetime import date
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, Response
 
+from gateway.api.json_rows import rows_response
 from gateway.errors import GatewayError, InvalidRequest, NotFound
 from gateway.usage.recorder import UsageRecorder
 from gateway.usage.totals import DIMENSIONS
@@ -22,8 +23,9 @@ def add_usage(app: FastAPI, usage: UsageRecorder | None, operator: Callable[[Req
         "/ops/usage",
         dependencies=[Depends(operator)],
         summary="Show requests, tokens, images and seconds by key, person, tier, backend or day",
+        response_model=dict[str, Any],
     )
-    async def view(by: str = "key", since: str | None = None, until: str | None = None) -> dict[str, Any]:
+    async def view(by: str = "key", since: str | None = None, until: str | None = None) -> Response:
         if usage is None:
             raise NotFound("This gateway keeps no usage. Set GATEWAY_USAGE_FILE.")
         fields, first, last = _fields(by), _day("since", since), _day("until", until)
@@ -31,7 +33,7 @@ def add_usage(app: FastAPI, usage: UsageRecorder | None, operator: Callable[[Req
             rows, is_complete = await usage.rows_of_all(fields, first, last)
         except sqlite3.Error:
             raise GatewayError("The file of usage cannot be read; the gateway's log may have the reason.") from None
-        return {"rows": rows, "since": first, "until": last, "complete": is_complete}
+        return await rows_response({"since": first, "until": last, "complete": is_complete}, "rows", rows)
 
 
 def _fields(by: str) -> list[str]:

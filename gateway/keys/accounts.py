@@ -98,13 +98,9 @@ class Accounts:
     # What is used
 
     def view(self) -> dict[str, Any]:
-        """Return names, limits and use of all keys, for `/ops/keys`. It has no key and no digest."""
+        """Return the day whose tokens count, and when the next one begins, for `/ops/keys`."""
         now = self._wall()
-        return {
-            "day": utc_date(now),
-            "renewed_at": utc_midnight(now),
-            "keys": [account.view() for account in self],
-        }
+        return {"day": utc_date(now), "renewed_at": utc_midnight(now)}
 
     def saved(self) -> dict[str, Any]:
         """Return the tokens of the day, for `restore` in another process."""

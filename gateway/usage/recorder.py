@@ -100,7 +100,9 @@ class UsageRecorder:
         if self.others is None:
             return own, True
         others = await self.others.rows(since, until)
-        return (own, False) if others is None else (summed((*own, *filter(is_row, others)), by), True)
+        if others is None:
+            return own, False
+        return await asyncio.to_thread(lambda: summed((*own, *filter(is_row, others)), by)), True
 
     # For other replicas
 

@@ -543,7 +543,7 @@ async def test_tokens_of_the_day_survive_a_restart(file: Path, tmp_path: Path) -
             await client.post("/v1/chat/completions", json=DOORS["chat"].body, headers=bearer_of("web"))
             named = gateway.gateway.named_keys
             assert named is not None
-            used.append(named.view()["keys"][0]["used"]["tokens_per_day"])
+            used.append(next(iter(named.accounts)).view()["used"]["tokens_per_day"])
     assert used[1] == 2 * used[0] > 0
 
 
