@@ -4,11 +4,14 @@ Pure; the clock is passed in. `key_limits.py` describes what a replica does with
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 LIFE_SECONDS = {"requests": 61.0, "tokens": 61.0, "running": 1.0, "day": 172_800.0}
 """Time for which the use of a replica counts that has ended."""
+FORGOTTEN_SECONDS = max(LIFE_SECONDS.values())
+"""Time after which a limit is forgotten that no replica has reported: those of a day have its date in their names."""
 
 
 class _Use(NamedTuple):
@@ -22,7 +25,8 @@ class KeyQuotas:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._uses: dict[str, dict[str, _Use]] = {}
-        self._kinds: dict[str, str] = {}
+        self._reported: OrderedDict[str, float] = OrderedDict()
+        """Times of the last reports of these limits, the latest last."""
         self._ended: dict[str, float] = {}
         """Times at which replicas have ended."""
 
@@ -31,7 +35,9 @@ class KeyQuotas:
 
     def end(self, replica: str) -> None:
         """Record that a replica has ended. It loses what it held and has not used."""
-        self._ended[replica] = self._clock()
+        now = self._clock()
+        self._ended = {name: at for name, at in self._ended.items() if now - at < 2 * FORGOTTEN_SECONDS}
+        self._ended[replica] = now
 
     def share(self, replica: str, names: Sequence[str], arguments: Sequence[Any]) -> list[int]:
         """Record the use of limits, and return four numbers for each.
@@ -41,9 +47,10 @@ class KeyQuotas:
         hold, and 0.
         """
         answer: list[int] = []
+        now = self._clock()
+        self._forget_old(now)
         for place, name in enumerate(names):
             kind, limit, used, wanted, largest = arguments[5 * place : 5 * place + 5]
-            self._kinds[name] = kind
             others = list(self._others(name, kind, replica))
             held = sum(use.held for use in others)
             quota = max(used, min(wanted, limit - held))
@@ -51,6 +58,8 @@ class KeyQuotas:
                 quota = max(quota, largest)  # a request that exceeds the limit by itself, or it would never be admitted
             if quota:
                 self._uses.setdefault(name, {})[replica] = _Use(quota, used)
+                self._reported[name] = now
+                self._reported.move_to_end(name)
             else:
                 self._forget(name, replica)
             answer += [quota, sum(use.used for use in others), held, 0]
@@ -74,7 +83,12 @@ class KeyQuotas:
         if uses is not None:
             uses.pop(replica, None)
             if not uses:
-                del self._uses[name]
+                del self._uses[name], self._reported[name]
+
+    def _forget_old(self, now: float) -> None:
+        while self._reported and now - next(iter(self._reported.values())) >= FORGOTTEN_SECONDS:
+            name, _ = self._reported.popitem(last=False)
+            del self._uses[name]
 
 
 class SavedTokens:

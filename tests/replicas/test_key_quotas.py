@@ -46,6 +46,32 @@ def test_what_a_replica_that_ended_has_used_counts_for_its_minute() -> None:
     assert share(quotas, "b", 0, 10) == 10
 
 
+def test_limits_of_days_that_are_over_are_forgotten() -> None:
+    """Their names have the date, so nobody asks for them again: each person left one for each day."""
+    clock = Clock()
+    quotas = KeyQuotas(clock)
+    for day in range(30):
+        clock.now = day * 86_400
+        for person in range(20):
+            quotas.share("a", [f"limit:day:{day}:web:{person}"], ["day", 100, 0, 5, 0])
+            quotas.share("a", [f"limit:day:{day}:web:{person}"], ["day", 100, 5, 5, 0])
+            share(quotas, "a", 0, 5)
+        assert len(quotas._uses) == len(quotas._reported) <= 2 * 20 + 1
+    assert share(quotas, "b", 0, 10) == 5
+
+
+def test_what_a_replica_held_that_ended_is_forgotten_though_nobody_asks_for_the_limit_again() -> None:
+    clock = Clock()
+    quotas = KeyQuotas(clock)
+    for number in range(5):
+        share(quotas, f"a{number}", 3, 3)
+        quotas.end(f"a{number}")
+        clock.now += 4 * 86_400
+    quotas.share("b", ["another"], ["requests", 10, 0, 1, 0])
+    assert set(quotas._uses) == {"another"}
+    assert len(quotas._ended) <= 2
+
+
 def test_a_request_larger_than_the_limit_is_admitted_where_nothing_is_used() -> None:
     quotas = KeyQuotas()
     assert quotas.share("a", ["key"], ["tokens", 10, 0, 25, 25])[0] == 25
