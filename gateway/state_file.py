@@ -20,7 +20,9 @@ from gateway.atomic_file import replace_file
 
 MARK = "llm_gateway_state"
 VERSION = 1
-MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
+"""Maximum size of a file that is read. The tokens of 100,000 keys and 20,000 persons take 22 MB if their names are as
+long as they may be."""
 LEFT_SECONDS = 60.0
 """Age from which a temporary file must be a killed process's: no write takes so long."""
 

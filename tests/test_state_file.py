@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.keys.accounts import MAX_SAVED_PERSONS
+from gateway.keys.document import MAX_KEYS
 from gateway.state_file import MARK, StateFile
 
 
@@ -23,6 +25,19 @@ async def test_sections_survive_a_restart(tmp_path: Path) -> None:
     assert (again.get("one"), again.get("two"), again.get("three")) == ({"a": 2}, [1, 2], None)
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
     assert repr(again) == f"<StateFile {path} ['one', 'two'], 0 to write>"
+
+
+async def test_tokens_of_as_many_keys_as_a_file_may_have_survive_a_restart(tmp_path: Path) -> None:
+    """The file was too large to be read, and the roll-out in it was lost as well."""
+    tokens = {f"{number:0>128}": 10**9 + number for number in range(MAX_KEYS)}
+    persons = {f"{number:0>128}": {"\xe9" * 122 + f"{number:06}": 10**9} for number in range(MAX_SAVED_PERSONS)}
+    state = StateFile(tmp_path / "state.json")
+    state.put("keys", {"tokens": tokens, "persons": persons})
+    state.put("rollout", {"active": "vllm"})
+    await state.close()
+    again = StateFile(tmp_path / "state.json")
+    assert again.get("rollout") == {"active": "vllm"}
+    assert again.get("keys") == {"tokens": tokens, "persons": persons}
 
 
 async def test_section_that_this_version_does_not_know_is_kept(tmp_path: Path) -> None:

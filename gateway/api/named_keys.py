@@ -15,6 +15,7 @@ from gateway.keys.document import KeysError
 from gateway.keys.file import read_policies
 from gateway.keys.policy import KeyPolicy
 from gateway.keys.reload import KeysReloader
+from gateway.relay.turns import in_turns
 from gateway.state_file import StateFile
 
 SECTION = "keys"
@@ -67,7 +68,7 @@ class NamedKeys:
         self._forget = forget
         self._count_plain = count_plain
         self._reloader = KeysReloader(accounts, self._resolve)
-        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
         self.replica = ""
         """Name of this replica, if it shares the limits with others."""
         kept = state.get(SECTION)
@@ -120,19 +121,19 @@ class NamedKeys:
 
     def start(self) -> None:
         """Keep the tokens of the day from now on."""
-        self._timer = asyncio.get_running_loop().call_later(SAVE_SECONDS, self._save_and_go_on)
+        self._task = asyncio.get_running_loop().create_task(self._save_regularly())
 
     def stop(self) -> None:
         """Keep the tokens of the day a last time."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self.save()
+        if self._task is not None:
+            self._task.cancel()
+        self._keep(self.accounts.saved())
 
-    def save(self) -> None:
+    async def _save_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            self._keep(await in_turns(self.accounts.saved_steps()))
+
+    def _keep(self, saved: dict[str, Any]) -> None:
         """Keep the tokens of the day, if they have changed."""
-        saved = self.accounts.saved()
         self._state.put(SECTION, {**saved, "replica": self.replica} if self.replica else saved)
-
-    def _save_and_go_on(self) -> None:
-        self.save()
-        self.start()

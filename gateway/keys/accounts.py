@@ -1,7 +1,8 @@
 """All accounts: looked up by a key's digest or by name, changed as a whole, kept over a restart."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from heapq import merge
 from typing import Any
 
 from gateway.keys.account import Account, Clock, LimitSharing
@@ -12,6 +13,12 @@ from gateway.keys.policy import KeyPolicy
 
 MAX_SAVED_PERSONS = 20_000
 """Maximum number of persons whose tokens of the day are kept over a restart: those with the most."""
+
+LOOKED_AT_ONCE = 1000
+"""Keys and persons of one step; those of one key are together."""
+
+_Saved = tuple[int, str, str]
+"""Tokens, and the names of the key and of the person."""
 
 ResolveName = Callable[[str], str | None]
 """Returns a model as the settings spell its tier, embedding model or reranker; None if it is unknown."""
@@ -104,23 +111,43 @@ class Accounts:
 
     def saved(self) -> dict[str, Any]:
         """Return the tokens of the day, for `restore` in another process."""
+        steps = self.saved_steps()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def saved_steps(self) -> Generator[None, None, dict[str, Any]]:
+        """Return what `saved` does. It yields after some milliseconds: there may be 100,000 keys, and more persons."""
+        date = utc_date(self._wall())
         keys: dict[str, int] = {}
-        persons: list[tuple[int, str, str]] = []
-        for account in self:
+        some: list[_Saved] = []
+        sorted_parts: list[list[_Saved]] = []
+        looked_at = 0
+        for account in list(self):
             account.look_at_clock()
             if account.allowance.day_tokens > 0:
                 keys[account.name] = account.allowance.day_tokens
-            persons += [
+            some += [
                 (allowance.day_tokens, account.name, person)
                 for person, allowance in account.persons.items()
                 if allowance.day == account.day and allowance.day_tokens > 0
             ]
-        if len(persons) > MAX_SAVED_PERSONS:
-            persons = sorted(persons, reverse=True)[:MAX_SAVED_PERSONS]
+            looked_at += 1 + len(account.persons)
+            if looked_at >= LOOKED_AT_ONCE:
+                sorted_parts.append(sorted(some, reverse=True))
+                some, looked_at = [], 0
+                yield
+        sorted_parts.append(sorted(some, reverse=True))
         by_key: dict[str, dict[str, int]] = {}
-        for tokens, name, person in persons:
+        for number, (tokens, name, person) in enumerate(merge(*sorted_parts, reverse=True)):
+            if number == MAX_SAVED_PERSONS:
+                break
             by_key.setdefault(name, {})[person] = tokens
-        return {"day": utc_date(self._wall()), "tokens": keys, "persons": by_key}
+            if number % LOOKED_AT_ONCE == 0:
+                yield
+        return {"day": date, "tokens": keys, "persons": by_key}
 
     def restore(self, saved: object) -> None:
         """Continue with what `saved` returned on the same day; anything else is ignored."""
