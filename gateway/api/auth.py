@@ -76,7 +76,13 @@ class ApiKeys:
         """Accept the plain keys, and those of the accounts. One that is both has the account's limits."""
         named: dict[bytes, Caller] = {}
         if self._accounts is not None:
-            named = {digest: Caller(each.name, each) for digest, each in self._accounts.by_digest.items()}
+            known = self._by_name
+            named = {
+                digest: caller
+                if (caller := known.get(each.name)) is not None and caller.account is each
+                else Caller(each.name, each)
+                for digest, each in self._accounts.by_digest.items()
+            }
         self._callers = self._plain | named
         self._by_name = {caller.key_id: caller for caller in named.values()}
         self._changes += 1

@@ -1,7 +1,7 @@
 """All accounts: looked up by a key's digest or by name, changed as a whole, kept over a restart."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from heapq import merge
 from typing import Any
 
@@ -66,7 +66,7 @@ class Accounts:
             KeysError: A policy names a tier that does not exist. Nothing has changed.
         """
         policies = list(policies)
-        unknown = [line for policy in policies for line in _unknown_names(policy, resolve)]
+        unknown = _unknown_names(policies, resolve)
         if unknown:
             raise KeysError(unknown)
         before, after = self._accounts, {}
@@ -77,11 +77,12 @@ class Accounts:
                 account = Account(policy, self._clock, self._wall)
                 if self._sharing is not None:
                     account.share(self._sharing)
+                account.use_names(resolve)
                 changed["added"].append(policy.name)
             elif account.policy != policy:
                 account.change(policy)
+                account.use_names(resolve)
                 changed["changed"].append(policy.name)
-            account.use_names(resolve)
             after[policy.name] = account
         changed["removed"] = [name for name in before if name not in after]
         self._accounts = after
@@ -97,9 +98,9 @@ class Accounts:
 
     def use_names(self, resolve: ResolveName) -> None:
         """Apply changed settings. A tier that a key names and that is gone is one that it cannot use."""
+        for line in _unknown_names([account.policy for account in self], resolve):
+            _log.warning("keys: %s", line)
         for account in self:
-            for line in _unknown_names(account.policy, resolve):
-                _log.warning("keys: %s", line)
             account.use_names(resolve)
 
     # What is used
@@ -168,9 +169,18 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def _unknown_names(policy: KeyPolicy, resolve: ResolveName) -> Iterator[str]:
-    for name in policy.tiers or ():
-        if resolve(name) is None:
-            yield f"{policy.name}.tiers: {name[:40]!r} is not a tier, an alias, an embedding model or a reranker"
-    if policy.downgrade is not None and resolve(policy.downgrade) is None:
-        yield f"{policy.name}.on_limit: {policy.downgrade[:40]!r} is not a tier"
+def _unknown_names(policies: Sequence[KeyPolicy], resolve: ResolveName) -> list[str]:
+    """Return a line for each unknown name. Each name is looked up once: many policies have the same few."""
+    tiers = {name for policy in policies if policy.tiers is not None for name in policy.tiers}
+    names = tiers | {policy.downgrade for policy in policies if policy.downgrade is not None}
+    unknown = {name for name in names if resolve(name) is None}
+    lines = []
+    for policy in policies if unknown else ():
+        lines += [
+            f"{policy.name}.tiers: {name[:40]!r} is not a tier, an alias, an embedding model or a reranker"
+            for name in policy.tiers or ()
+            if name in unknown
+        ]
+        if policy.downgrade is not None and policy.downgrade in unknown:
+            lines.append(f"{policy.name}.on_limit: {policy.downgrade[:40]!r} is not a tier")
+    return lines

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.api.auth import ANYONE, ApiKeys, bearer
 from gateway.errors import InvalidApiKey
+from tests.keys.fakes import Clocks, accounts, policy
 
 KEY = "sk-test-one"
 KEYS = ApiKeys([KEY, "sk-test-zwei-ü"])
@@ -112,3 +113,17 @@ def test_note_of_a_caller_is_another_one_after_the_keys_have_changed() -> None:
         keys.change(changed)
         notes.append(keys.note)
     assert len(set(notes)) == 3
+
+
+def test_caller_stays_the_same_as_long_as_its_account_does() -> None:
+    found = accounts(Clocks(), [policy("web"), policy("gone")])
+    keys = ApiKeys([], found)
+    before = keys.identify(headers(b"Bearer web"))
+    found.change([policy("web", concurrency=3), policy("new")], lambda name: name)
+    assert keys.identify(headers(b"Bearer web")) is before
+    assert keys.identify(headers(b"Bearer new")).account is found.named("new")
+    with pytest.raises(InvalidApiKey):
+        keys.identify(headers(b"Bearer gone"))
+    found.change([policy("new")], lambda name: name)
+    found.change([policy("new"), policy("web")], lambda name: name)
+    assert keys.identify(headers(b"Bearer web")).account is found.named("web") is not before.account
