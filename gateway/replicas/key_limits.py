@@ -49,7 +49,7 @@ BLOCK_SHARE = 4
 GROWTH = 4
 """A block is this many times what was used since the last report."""
 BATCH = 250
-"""Limits from which on a call is long enough."""
+"""Limits from which on a call is long enough, and keys and persons that are looked at in one step."""
 
 _SHORT = {
     REQUESTS_PER_MINUTE: "requests",
@@ -200,7 +200,7 @@ class SharedKeyLimits:
         """Those for which requests wait."""
         self._work: OrderedDict[_Name, None] = OrderedDict()
         """Those whose turn it is, unless requests wait for others."""
-        self._soon: dict[_Name, None] = {}
+        self._soon: OrderedDict[_Name, None] = OrderedDict()
         """Those whose turn it is after `ROUND_SECONDS`."""
         self._later: deque[tuple[float, _Name]] = deque()
         """Those whose turn it is from a time on, in its order."""
@@ -351,13 +351,15 @@ class SharedKeyLimits:
         if not self._link.is_up:
             raise LinkDown
         reports: list[_Report] = []
-        for some in self._reports():
+        for looked_at, some in enumerate(self._reports(), 1):
             reports += some
-            if len(reports) >= BATCH:  # requests wait no longer than for one call
+            if len(reports) >= BATCH or looked_at >= BATCH:  # requests wait no longer than for one call
                 self._wake.set()
                 break
         if reports or self._clock() - self._reported_at >= REPEAT_SECONDS:
             await self._send(reports)  # without a report, it counts this replica
+        else:
+            await asyncio.sleep(0)  # the next round follows at once if there is more to look at
 
     async def _send(self, reports: Sequence[_Report]) -> None:
         self._reported_at = self._clock()
@@ -377,8 +379,11 @@ class SharedKeyLimits:
     def _collect(self) -> None:
         """Note whose turn it is. Of many persons, those who can have something to report."""
         now = self._clock()
-        self._work.update(self._soon)
-        self._soon = {}
+        if not self._work:  # as a rule: nothing is copied, of which there may be much
+            self._work, self._soon = self._soon, self._work
+        else:
+            self._work.update(self._soon)
+            self._soon.clear()
         while self._later and self._later[0][0] <= now:
             self._work[self._later.popleft()[1]] = None
 

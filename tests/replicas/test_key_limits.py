@@ -1,7 +1,7 @@
 """Limits of keys that replicas share through Redis: never exceeded, used up to the last, and without Redis divided."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,6 +16,7 @@ from gateway.keys.hold import Hold
 from gateway.keys.policy import REQUESTS_PER_MINUTE, TOKENS_PER_DAY, Limits
 from gateway.replicas import key_limits
 from gateway.replicas.key_limits import SharedAllowance, SharedKeyLimits
+from gateway.replicas.key_quotas import KeyQuotas
 from gateway.replicas.link import RedisLink, key
 from tests.fakes.redis import RedisServer, Way, redis_server, way_to
 from tests.fakes.running_gateway import until
@@ -385,3 +386,58 @@ async def test_bursts_far_below_the_limits_are_never_refused(cluster: Cluster) -
 
     refused = await asyncio.gather(*(client(replica, number) for replica in (a, b) for number in range(40)))
     assert sum(refused) == 0
+
+
+class _Quotas:
+    """Link to the quotas of one replica alone, in this process."""
+
+    replica, is_up = "a", True
+
+    def __init__(self) -> None:
+        self._quotas = KeyQuotas()
+
+    def watch(self, on_up: Callable[[], None], on_down: Callable[[], None]) -> None:
+        pass
+
+    async def call(self, operation: str, keys: Sequence[str], arguments: Sequence[Any]) -> list[int]:
+        return [1, *self._quotas.share(self.replica, keys[1:], arguments[2:])]
+
+
+async def test_persons_who_have_nothing_to_report_are_looked_at_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """50,000 who had asked in the last minute were one step of 0.5 s, every three seconds."""
+    monkeypatch.setattr(key_limits, "BATCH", 10)
+    clocks = Clocks()
+    keys = accounts(clocks, [policy("ui", per_person=Limits(requests_per_minute=9))])
+    limits = SharedKeyLimits(_Quotas(), keys, "a", clock=clocks.clock, wall=clocks.wall)
+    key = keys.named("ui")
+    assert key is not None
+
+    async def finish() -> int:
+        """Look at all whose turn it is; return in how many rounds."""
+        rounds = 1
+        await limits._report_now()
+        while limits._work or limits._urgent:
+            await limits._report_now(is_turn=False)
+            rounds += 1
+        return rounds
+
+    for number in range(100):
+        await asyncio.gather(limits.make_room(key, f"person-{number}", 1, 0), limits._report_now())
+        key.begin(f"person-{number}").end()
+    while not limits._later or limits._soon:
+        clocks.passed += key_limits.ROUND_SECONDS
+        await finish()
+    clocks.passed += key_limits.DECAY_SECONDS
+    monkeypatch.setattr(key_limits, "REPEAT_SECONDS", 1000.0)  # nothing has to be reported again
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count_turns())
+    rounds = await finish()
+    assert turns + 1 >= rounds >= 100 // 10
+    counting.cancel()
