@@ -42,6 +42,12 @@ class SlotPool:
         self._shares = shares
         self._totals: dict[int, Mapping[str, int]] = {}
         self._held: dict[str, dict[int, int]] = {}
+        self._free: dict[str, int] = {}
+        """Results of `free` since something changed."""
+        self._total: dict[str, int] = {}
+        """Results of `total` since something changed."""
+        self._wanted: dict[int, frozenset[str]] = {}
+        """Names of the slots that replicas wait for, since that changed."""
         self._wants: dict[int, list[Want]] = {}
         self._told: dict[int, dict[str, int]] = {}
         self._turns: list[int] = []
@@ -52,7 +58,11 @@ class SlotPool:
 
     def total(self, name: str) -> int:
         """Return the limit in force, 0 if no replica has such a limit."""
-        return min((totals[name] for totals in self._totals.values() if name in totals), default=0)
+        total = self._total.get(name)
+        if total is None:
+            total = min((totals[name] for totals in self._totals.values() if name in totals), default=0)
+            self._total[name] = total
+        return total
 
     def held(self, name: str) -> int:
         """Return how many slots all replicas hold."""
@@ -60,7 +70,10 @@ class SlotPool:
 
     def free(self, name: str) -> int:
         """Return how many slots nobody holds; negative after a limit was lowered."""
-        return self.total(name) - self.held(name)
+        free = self._free.get(name)
+        if free is None:
+            free = self._free[name] = self.total(name) - self.held(name)
+        return free
 
     # Steps
 
@@ -68,6 +81,8 @@ class SlotPool:
         """Set the limits that `replica` has in force. For each new one it gets its share."""
         before = self._totals.get(replica, {})
         self._totals[replica] = totals
+        self._total.clear()
+        self._free.clear()
         if replica not in self._turns:
             self._turns.append(replica)
         granted: dict[str, int] = {}
@@ -86,6 +101,7 @@ class SlotPool:
     def set_wants(self, replica: int, wants: list[Want]) -> Step:
         """Replace what `replica` waits for."""
         self._wants[replica] = wants
+        self._wanted.pop(replica, None)
         return self._settle()
 
     def give(self, replica: int, slots: Mapping[str, int]) -> Step:
@@ -93,6 +109,7 @@ class SlotPool:
         for name, count in slots.items():
             holders = self._held.get(name, {})
             holders[replica] = max(0, holders.get(replica, 0) - count)
+            self._free.pop(name, None)
         self._forget_unused(slots)
         return self._settle()
 
@@ -100,6 +117,9 @@ class SlotPool:
         """Take `replica` off the turns: it has died. Its slots stay held until `forget`."""
         self._wants.pop(replica, None)
         self._totals.pop(replica, None)
+        self._total.clear()
+        self._free.clear()
+        self._wanted.pop(replica, None)
         self._told.pop(replica, None)
         if replica in self._turns:
             self._turns.remove(replica)
@@ -108,6 +128,7 @@ class SlotPool:
         """Free the slots of a replica that has left."""
         for holders in self._held.values():
             holders.pop(replica, None)
+        self._free.clear()
         self._forget_unused([*self._held])
         return self._settle()
 
@@ -116,12 +137,14 @@ class SlotPool:
     def _grant(self, replica: int, name: str, count: int = 1) -> None:
         holders = self._held.setdefault(name, {})
         holders[replica] = holders.get(replica, 0) + count
+        self._free.pop(name, None)
 
     def _forget_unused(self, names: Iterable[str]) -> None:
         """Forget those limits that no replica has and nobody holds a slot of."""
         for name in names:
             if not self.held(name) and not self.total(name):
                 self._held.pop(name, None)
+                self._free.pop(name, None)
 
     def _settle(self) -> Step:
         step = Step({}, {})
@@ -143,33 +166,45 @@ class SlotPool:
                 if want.requests <= 0:
                     continue
                 for way in want.ways:
-                    if all(self.free(name) > 0 for name in way):
+                    for name in way:
+                        if self.free(name) <= 0:
+                            break
+                    else:
                         want.requests -= 1
+                        if not want.requests:
+                            self._wanted.pop(replica, None)
                         return replica, way
         return None
 
     def _tell_what_to_keep(self, step: Step) -> None:
-        wanting: dict[str, set[int]] = {}
-        for replica, wants in self._wants.items():
-            for want in wants:
-                if want.requests > 0:
-                    for name in {name for way in want.ways for name in way}:
-                        wanting.setdefault(name, set()).add(replica)
+        wanting: dict[str, int] = {}
+        for replica in self._wants:
+            for name in self._wanted_by(replica):
+                wanting[name] = wanting.get(name, 0) + 1
         contested = {name for name in wanting if self.free(name) <= 0}
         contested.update(name for name in self._held if self.free(name) < 0)
+        parts = {name: self._parts(name, wanting.get(name, 0)) for name in contested}
         for replica in self._turns:
-            told = self._told.setdefault(replica, {})
-            for name in {*told, *(contested & self._totals[replica].keys())}:
-                keep = self._part(name, replica, wanting.get(name, set())) if name in contested else None
-                if keep != told.get(name):
-                    step.keep.setdefault(replica, {})[name] = keep
-                    if keep is None:
-                        del told[name]
-                    else:
-                        told[name] = keep
+            told, wanted = self._told.setdefault(replica, {}), self._wanted_by(replica)
+            keep: dict[str, int | None] = {name: None for name in told if name not in contested}
+            for name in (contested & self._totals[replica].keys()) | (contested & told.keys()):
+                part = parts[name][name not in wanted]
+                if part != told.get(name):
+                    keep[name] = told[name] = part
+            if keep:
+                step.keep[replica] = keep
+                for name in [name for name, part in keep.items() if part is None]:
+                    del told[name]
 
-    def _part(self, name: str, replica: int, wanting: set[int]) -> int:
-        """Return how many contested slots a replica may keep after their requests have ended."""
-        if replica in wanting:
-            return max(0, self.total(name)) // len(wanting)
-        return 0 if wanting else max(0, self.total(name)) // max(1, len(self._turns))
+    def _wanted_by(self, replica: int) -> frozenset[str]:
+        """Return the names of the slots that a replica waits for."""
+        wanted = self._wanted.get(replica)
+        if wanted is None:
+            wants = [want for want in self._wants.get(replica, ()) if want.requests > 0]
+            wanted = self._wanted[replica] = frozenset(name for want in wants for way in want.ways for name in way)
+        return wanted
+
+    def _parts(self, name: str, wanting: int) -> tuple[int, int]:
+        """Return how many contested slots a replica that wants some may keep after their requests, and another."""
+        total = max(0, self.total(name))
+        return (total // wanting, 0) if wanting else (0, total // max(1, len(self._turns)))
