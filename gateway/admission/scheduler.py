@@ -442,17 +442,17 @@ class Admission:
         best: Placement | None = None
         possible: list[Placement] | None = [] if ticket.prompt is not None and self.affinity is not None else None
         for placement in queue.placements:
-            server = placement.server
-            if server is excluding or not server.serves(queue.model) or not server.is_up():
-                continue
-            if placement.gate.restrains and not placement.gate.allows():
-                continue
-            if placement.state is not None and not placement.state.is_ready and excluding is None:
-                continue
-            for limit in placement.limits:
+            for limit in placement.limits:  # first, since requests wait as a rule because all of them are full
                 if limit.count >= limit.limit:
                     break
             else:
+                server = placement.server
+                if server is excluding or not server.serves(queue.model) or not server.is_up():
+                    continue
+                if placement.gate.restrains and not placement.gate.allows():
+                    continue
+                if placement.state is not None and not placement.state.is_ready and excluding is None:
+                    continue
                 if possible is not None:
                     possible.append(placement)
                 elif best is None or placement.busyness < best.busyness:
@@ -463,11 +463,12 @@ class Admission:
 
     def _trial_placement(self, queue: Queue) -> Placement | None:
         """Return a placement where one request more than the learned limit may be tried."""
+        now = self._clock()
         for placement in queue.placements:
             adaptive = placement.adaptive
             if (
                 adaptive is None
-                or not adaptive.may_try(self._clock())
+                or not adaptive.may_try(now)
                 or (placement.gate.restrains and not placement.gate.allows())
                 or (placement.state is not None and not placement.state.is_ready)
             ):
