@@ -82,9 +82,14 @@ def build(
     _add_probes(app, operations)
     _add_metrics(app, operations, [Depends(scraper)])
 
-    @app.get("/ops/status", dependencies=[Depends(operator)], summary="Show backends, tiers and requests in flight")
-    async def status(tier: str | None = None) -> dict[str, Any]:
-        return await operations.status_with_series(tier)
+    @app.get(
+        "/ops/status",
+        dependencies=[Depends(operator)],
+        summary="Show backends, tiers and requests in flight",
+        response_model=dict[str, Any],
+    )
+    async def status(tier: str | None = None) -> Response:
+        return Response(msgspec.json.encode(await operations.status_with_series(tier)), media_type="application/json")
 
     add_console(app, operations, events, operator)
     add_rollout(app, operations.controller, operator)

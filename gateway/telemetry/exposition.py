@@ -14,6 +14,9 @@ from prometheus_client.samples import Sample
 
 LABEL = "replica"
 
+SAMPLES = 200
+"""Samples whose text is made in one step, which takes 1 to 3 ms."""
+
 _FAMILY = b"# HELP "
 _END = b"# EOF\n"
 
@@ -80,9 +83,21 @@ def page_steps(registry: Collectable, encode: Callable[[Any], bytes]) -> Generat
     """
     page = _Page()
     for family in registry.collect():
-        page.add(encode(_Family(family)))
-        yield
+        for part in _parts(family):
+            page.add(encode(_Family(part)))
+            yield
     return page.content()
+
+
+def _parts(family: Metric) -> Iterator[Metric]:
+    samples = family.samples
+    if len(samples) <= SAMPLES:
+        yield family
+        return
+    for start in range(0, len(samples), SAMPLES):
+        part = Metric(family.name, family.documentation, family.type, family.unit)
+        part.samples = samples[start : start + SAMPLES]
+        yield part
 
 
 def join_pages(pages: Iterable[bytes]) -> bytes:

@@ -140,6 +140,8 @@ class Backend:
     @staticmethod
     def _level(server: Server) -> int:
         """Return the level of a server, which is ejected if all its requests are held back."""
+        if not server.ejections:
+            return LEVELS[server.circuit.state]
         ejected = min((_ejection_level(detector) for detector in server.used_detectors), default=0)
         return max(LEVELS[server.circuit.state], ejected)
 
@@ -147,8 +149,7 @@ class Backend:
         """Return whether `server` is given requests, for at least one of the models that it serves."""
         if not server.is_well or server.is_excluded or server.circuit.state == "suspect" or server.circuit.is_paused:
             return False
-        detectors = server.used_detectors
-        return not detectors or any(detector.gets_requests for detector in detectors)
+        return not server.ejections or any(detector.gets_requests for detector in server.used_detectors)
 
     # Turns on a shared GPU
 

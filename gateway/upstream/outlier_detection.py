@@ -168,8 +168,7 @@ class OutlierDetector(Gate):
     @property
     def is_used(self) -> bool:
         """True if a request succeeded in the last `KNOWN_SECONDS`."""
-        since = self._clock() - KNOWN_SECONDS
-        return any(at >= since for at in self._successes.values())
+        return self.last_success >= self._clock() - KNOWN_SECONDS
 
     @property
     def gets_requests(self) -> bool:

@@ -16,6 +16,19 @@ from tests.api.both_engines import ADMIN, KEY, SCRAPER, bearer, document, error_
 pytestmark = pytest.mark.uvloop
 
 
+async def test_answers_that_grow_are_not_walked_by_the_encoder_of_fastapi(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at each value: 70 ms in one step for the status of 128 servers and 50 tiers."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("fastapi.routing.serialize_response", refuse)
+    for path in ("/ops/status", "/v1/models", "/metrics"):
+        assert (await client.get(path)).status_code == 200
+
+
 # Keys
 
 

@@ -7,7 +7,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gateway.relay.turns import in_turns
-from gateway.telemetry.exposition import LabelledRegistry, join_pages, page_steps
+from gateway.telemetry.exposition import SAMPLES, LabelledRegistry, join_pages, page_steps
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -57,4 +57,19 @@ async def test_page_that_is_made_in_steps_is_the_same_page(accept: str) -> None:
     Histogram("seconds", "Seconds.", buckets=(1, 2), registry=registry).observe(1.5)
     encode, _ = choose_encoder(accept)
     assert sum(1 for _ in page_steps(registry, encode)) == 3
+    assert await in_turns(page_steps(registry, encode)) == encode(registry)
+
+
+@pytest.mark.parametrize("accept", ["", OPEN_METRICS])
+async def test_large_family_is_made_in_several_steps(accept: str) -> None:
+    """50 tiers on four backends made steps of 90 ms."""
+    registry = CollectorRegistry()
+    seconds = Histogram("seconds", "Seconds.", ("tier",), buckets=(1, 2, 3, 4, 5), registry=registry)
+    requests = Counter("requests_total", "Requests.", ("tier",), registry=registry)
+    for number in range(SAMPLES):
+        seconds.labels(f"tier {number}").observe(number % 7)
+        requests.labels(f"tier {number}").inc(number)
+    samples = sum(len(family.samples) for family in registry.collect())
+    encode, _ = choose_encoder(accept)
+    assert sum(1 for _ in page_steps(registry, encode)) == samples // SAMPLES
     assert await in_turns(page_steps(registry, encode)) == encode(registry)
