@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import gc
 import logging
 import os
 import resource
@@ -29,6 +28,7 @@ from gateway.downstream.connection_limit import ConnectionLimit
 from gateway.downstream.fair_accept import ConnectionCounts, FairServer
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
+from gateway.garbage import short_collections
 from gateway.replicas.member import HubMember
 from gateway.telemetry.log import ExchangeLog, Sink, configure, palette_for
 from gateway.telemetry.tracing import start_tracing
@@ -245,9 +245,8 @@ async def _serve(
     )
     if replica is not None:
         follow_orders(replica.member, server)
-    gc.collect()
-    gc.freeze()  # these objects stay, so no collection needs to walk them while requests wait
-    await server.serve(sockets=[listener] if ollama_listener is None else [listener, ollama_listener])
+    with short_collections():
+        await server.serve(sockets=[listener] if ollama_listener is None else [listener, ollama_listener])
 
 
 def follow_orders(member: HubMember, server: GracefulServer) -> None:
