@@ -228,6 +228,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
         reject_loop(fields, self._context.gateway_id)
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")
+        client.notes.clear()  # of the caller under earlier keys: a connection may outlast many changes of them
         caller = client.notes[self._keys.note] = self._keys.identify(scope["headers"], fields, scope["server"])
         client.notes["handler"] = partial(self._serve, {**scope, "extensions": {}})
         return caller

@@ -68,6 +68,7 @@ class Account:
         self.downgrade: str | None = None
         """Tier that serves when the tokens of the day are used up; None: the request is refused."""
         self.is_expired = False
+        self.policy = policy
         self.change(policy)
 
     def __repr__(self) -> str:
@@ -75,14 +76,14 @@ class Account:
 
     def change(self, policy: KeyPolicy) -> None:
         """Apply a policy of the same name. What is used stays used."""
-        self.policy = policy
+        limits_of_persons, self.policy = self.policy.per_person, policy
         self.allowance.change(policy.limits)
         self.plain_lines = plain_lines(self.allowance, self.day_reset) if policy.per_person is None else None
         """Renders the lines of an answer to a request that was counted in the same second."""
         self.has_lines = has_lines(policy.limits) or (policy.per_person is not None and has_lines(policy.per_person))
         if policy.per_person is None:
             self.persons = {}
-        else:
+        elif policy.per_person != limits_of_persons:
             for allowance in self.persons.values():
                 allowance.change(policy.per_person)
         self.look_at_clock()

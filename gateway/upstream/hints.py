@@ -84,6 +84,7 @@ class Hints:
     def _probe(self, server: Server, address: str) -> None:
         now = self._clock()
         if now - self._probed.get(address, -PROBE_SECONDS) >= PROBE_SECONDS:
+            self._probed = {known: at for known, at in self._probed.items() if now - at < PROBE_SECONDS}
             self._probed[address] = now
             server.is_hinted = True
             server.doubted.set()

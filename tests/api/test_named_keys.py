@@ -17,6 +17,7 @@ import pytest
 
 from gateway import config, simulate
 from gateway.api import named_keys
+from gateway.api.endpoint import Endpoint
 from gateway.app import Gateway
 from gateway.relay import chat as chat_relay
 from gateway.telemetry.log import ExchangeLog
@@ -509,6 +510,33 @@ async def test_reload_takes_effect_on_open_connections_and_a_wrong_file_changes_
         assert (status, answer["added"], answer["removed"], answer["changed"]) == (200, ["new"], ["other"], ["web"])
         assert [await ask("web"), await ask("new"), await ask("other")] == [200, 200, 401]
         assert gateway.metric("gateway_key_requests_total", key="other") == 0  # its series is gone
+
+
+async def test_connection_keeps_nothing_of_earlier_keys(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change of the keys left an entry at each connection that was used afterwards."""
+    notes: list[dict[str, Any]] = []
+    identify = Endpoint._identify
+
+    def noting(endpoint: Any, scope: Any, client: Any, fields: Any) -> Any:
+        notes.append(client.notes)
+        return identify(endpoint, scope, client, fields)
+
+    monkeypatch.setattr(Endpoint, "_identify", noting)
+    write_keys(file, web={})
+    async with serving(file) as (gateway, client):
+        named = gateway.gateway.named_keys
+        assert named is not None
+        for number in range(5):
+            for _ in range(2):
+                answer = await client.post(
+                    "/v1/chat/completions", json=DOORS["chat"].body, headers=bearer_of("web") | {"x-request-id": "r"}
+                )
+                assert answer.status_code == 200
+            write_keys(file, web={"concurrency": 2 + number})
+            await named.run(named.read, "test")
+    assert all(each is notes[0] for each in notes)
+    assert len(notes) == 5
+    assert len(notes[0]) <= 3
 
 
 async def test_ops_keys_needs_the_admin_key_and_shows_no_key(file: Path) -> None:

@@ -120,3 +120,11 @@ async def test_changes_of_a_server_are_told(two: Two) -> None:
     await until(lambda: two.server.circuit.state == "half_open")
     two.server.circuit.succeed()
     assert two.sent == [Hint("me", address, "up")]
+
+
+async def test_servers_that_were_probed_are_forgotten(two: Two) -> None:
+    """A host name may have had many addresses in the course of time."""
+    for number in range(20):
+        two.hints._probe(two.server, f"10.0.0.{number}:8000")
+        two.now += PROBE_SECONDS
+    assert len(two.hints._probed) == 1
