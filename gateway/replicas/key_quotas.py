@@ -5,7 +5,7 @@ Pure; the clock is passed in. `key_limits.py` describes what a replica does with
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 LIFE_SECONDS = {"requests": 61.0, "tokens": 61.0, "running": 1.0, "day": 172_800.0}
@@ -95,20 +95,35 @@ class SavedTokens:
     """Section `keys` of the state file: the sums of what all replicas have used of the day's tokens."""
 
     def __init__(self) -> None:
+        self._day = ""
         self._parts: dict[str, dict[str, Any]] = {}
+        self._tokens: dict[str, int] = {}
+        self._persons: dict[str, dict[str, int]] = {}
+        """Sums of the parts."""
 
     def merged(self, replica: str, saved: dict[str, Any]) -> dict[str, Any]:
         """Return the section, after `replica` has saved its own part of it."""
-        day = saved["day"]
-        self._parts = {name: part for name, part in self._parts.items() if part["day"] == day}
+        if saved["day"] != self._day:
+            self._day, self._parts, self._tokens, self._persons = saved["day"], {}, {}, {}
+        before = self._parts.get(replica)
         self._parts[replica] = saved
-        tokens: dict[str, int] = {}
-        persons: dict[str, dict[str, int]] = {}
-        for part in self._parts.values():
-            for key, count in part["tokens"].items():
-                tokens[key] = tokens.get(key, 0) + count
-            for key, of_key in part["persons"].items():
-                sums = persons.setdefault(key, {})
-                for person, count in of_key.items():
-                    sums[person] = sums.get(person, 0) + count
-        return {"day": day, "tokens": tokens, "persons": persons}
+        if before is not None:
+            self._count(before, -1)
+        self._count(saved, 1)
+        persons = {key: dict(of_key) for key, of_key in self._persons.items() if of_key}
+        return {"day": self._day, "tokens": dict(self._tokens), "persons": persons}
+
+    def _count(self, part: dict[str, Any], sign: int) -> None:
+        _count(self._tokens, part["tokens"], sign)
+        for key, of_key in part["persons"].items():
+            _count(self._persons.setdefault(key, {}), of_key, sign)
+
+
+def _count(sums: dict[str, int], counts: Mapping[str, int], sign: int) -> None:
+    """Add counts, or take them away again; a sum of 0 is left out."""
+    for name, count in counts.items():
+        total = sums.get(name, 0) + sign * count
+        if total:
+            sums[name] = total
+        else:
+            sums.pop(name, None)

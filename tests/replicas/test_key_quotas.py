@@ -1,8 +1,13 @@
 """Quotas of keys' limits: all replicas together never have more than the limit."""
 
 import random
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from gateway.replicas.key_quotas import KeyQuotas, SavedTokens
+from tests.fakes.processor_time import assert_at_most
 
 
 class Clock:
@@ -87,3 +92,40 @@ def test_state_file_has_the_sum_of_the_day_of_replicas_that_have_ended_as_well()
         "persons": {"k": {"p": 2}},
     }
     assert saved.merged("b", {"day": "2026-11-30", "tokens": {}, "persons": {}})["tokens"] == {}
+
+
+def test_section_is_the_sum_of_the_last_parts_of_all_replicas() -> None:
+    choose, saved = random.Random(5), SavedTokens()
+    parts: dict[str, dict[str, Any]] = {}
+    for _ in range(200):
+        replica = choose.choice("abc")
+        tokens = {key: choose.randint(1, 9) for key in "klm" if choose.random() < 0.6}
+        persons = {key: {name: choose.randint(1, 9) for name in "pq" if choose.random() < 0.6} for key in tokens}
+        parts[replica] = {"day": "2026-11-29", "tokens": tokens, "persons": persons}
+        section = saved.merged(replica, parts[replica])
+        expected: Counter[str] = Counter()
+        of_persons: Counter[tuple[str, str]] = Counter()
+        for part in parts.values():
+            expected.update(part["tokens"])
+            of_persons.update({(key, name): count for key, by in part["persons"].items() for name, count in by.items()})
+        assert section["tokens"] == expected
+        found = {(key, name): count for key, by in section["persons"].items() for name, count in by.items()}
+        assert found == of_persons
+
+
+def test_part_of_one_replica_is_added_without_adding_up_the_others() -> None:
+    """The parent added up all parts each time: 40 ms with 8 replicas, 10,000 keys and 20,000 persons each."""
+
+    def among(replicas: int) -> Callable[[], object]:
+        saved = SavedTokens()
+        for number in range(replicas):
+            saved.merged(f"r{number}", part_of(number))
+        return lambda: saved.merged("r0", part_of(0))
+
+    assert_at_most(3, among(20), yardstick=among(1))
+
+
+@cache
+def part_of(replica: int) -> dict[str, Any]:
+    tokens = {f"key-{number}": number + 1 for number in range(2000)}
+    return {"day": "2026-11-29", "tokens": tokens, "persons": {"ui": {f"person-{replica}": 5}}}
