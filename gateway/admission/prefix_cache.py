@@ -127,15 +127,24 @@ class PrefixCache:
         """Record that `prompt` was sent to the server.
 
         The first block counts as used last, so that a prompt is forgotten from its end.
+
+        A block that follows a passing one for the first time takes over its characters. Otherwise they would be
+        forgotten with the passing block, which is not used again, while the conversation that has them is.
         """
-        known, index = self._known, len(prompt.hashes)
-        for block in reversed(prompt.hashes):
+        known, hashes, index = self._known, prompt.hashes, len(prompt.hashes)
+        first_new = index
+        for block in reversed(hashes):
             index -= 1
             if block in known:
                 known.move_to_end(block)
             else:
                 known[block] = size = prompt.ends[index] - (prompt.ends[index - 1] if index else 0)
                 self._size += size
+                first_new = index
+        for index in prompt.passing:
+            if index + len(hashes) + 1 >= first_new:
+                known[hashes[index + 1]] += known[hashes[index]]
+                known[hashes[index]] = 0
         if self._size > self.capacity or len(known) > MAX_KNOWN:
             self._evict()
 
@@ -174,11 +183,17 @@ class PrefixCache:
 
     def forget_end(self, prompt: PromptBlocks, characters: int) -> None:
         """Forget the last `characters` of a prompt: the server did not compute them."""
-        ends, start = prompt.ends, prompt.size - characters
+        known, hashes, ends, start = self._known, prompt.hashes, prompt.ends, prompt.size - characters
         for index in range(len(ends) - 1, -1, -1):
-            if (ends[index - 1] if index else 0) < start:
+            begin = ends[index - 1] if index else 0
+            if begin < start:
                 break
-            self._size -= self._known.pop(prompt.hashes[index], 0)
+            size = known.pop(hashes[index], 0)
+            self._size -= size
+            taken_over = size - (ends[index] - begin)
+            if taken_over > 0 and index and hashes[index - 1] in known:
+                known[hashes[index - 1]] += taken_over
+                self._size += taken_over
 
     def _evict(self) -> None:
         known = self._known

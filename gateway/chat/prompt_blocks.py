@@ -33,24 +33,32 @@ LONGEST_KEPT = 64 * 1024
 """Characters of the longest one."""
 KEPT_ENDS = 20_000
 """Blocks of tools and of later turns whose ends are remembered, so that nobody counts their characters again."""
-TAIL = 128
+TAIL = 64
 """Characters at the end of a message that stand for it, in the turns after the first."""
+LONG_ANSWER = 512
+"""Characters of the longest answer after which no block ends."""
+QUESTION = 256
+"""Characters at the end of a long text that are in its last block alone, as a question about a document."""
 
 
-def _text_places() -> Iterator[tuple[int, int, int]]:
-    """Yield the beginning and the end of each block of a long text, and the distance of the characters that are hashed.
+def _text_places() -> Iterator[tuple[int, int, int, int]]:
+    """Yield four numbers for each block of a long text.
+
+    These are its beginning and end, the distance of the characters that are hashed, and the distance of the places
+    where further blocks end if the text ends in this one (`_add`).
 
     A block has the same place in every text that begins in the same way, so places may depend on
     nothing but the distance from the beginning. Blocks far from it are longer, and few of their characters
     stand for the others: texts that have nothing to do with each other differ in these too.
     """
-    ends = chain.from_iterable((1 << power, 3 << power - 1) for power in range(12, 24))
-    for place, stop in pairwise((0, 1024, 2048, *ends, sys.maxsize)):
-        yield place, stop, 1 if stop <= 2048 else 8 if stop <= 16 * 1024 else 32 if stop <= 128 * 1024 else 64
+    ends = chain.from_iterable((1 << power, 3 << power - 1) for power in range(13, 24))
+    for place, stop in pairwise((0, 1024, 2048, 4096, *ends, sys.maxsize)):
+        step = 1 if stop <= 2048 else 8 if stop <= 8 * 1024 else 32 if stop <= 128 * 1024 else 64
+        yield place, stop, step, min(max(QUESTION, (stop - place) // 8), 1 << 20)
 
 
 _TEXT_PLACES = [*_text_places()]
-_LINKS = [2, 4, 8, *(16 << 2 * power for power in range(10))]
+_LINKS = [4 << 2 * power for power in range(10)]
 """Numbers of later messages after which a block ends."""
 
 
@@ -64,13 +72,22 @@ class PromptBlocks:
         home: number that all turns of the conversation have in common, in every process.
         root: number of the tools and the system message, in every process; 0 without.
         is_continued: whether the conversation has an answer of the model already.
+        passing: indexes, counted from the end, of blocks that the prompts of later turns do not have, although
+            they have the text.
         counts: numbers of known blocks by server, while one is chosen.
     """
 
-    __slots__ = ("common", "counts", "ends", "hashes", "home", "is_continued", "root")
+    __slots__ = ("common", "counts", "ends", "hashes", "home", "is_continued", "passing", "root")
 
     def __init__(
-        self, hashes: list[int], ends: list[int], common: int, home: int, is_continued: bool, root: int = 0
+        self,
+        hashes: list[int],
+        ends: list[int],
+        common: int,
+        home: int,
+        is_continued: bool,
+        root: int = 0,
+        passing: tuple[int, ...] = (),
     ) -> None:
         self.hashes = hashes
         self.ends = ends
@@ -78,6 +95,7 @@ class PromptBlocks:
         self.home = home
         self.root = root
         self.is_continued = is_continued
+        self.passing = passing
         self.counts: dict[object, int] = {}
 
     def __repr__(self) -> str:
@@ -111,6 +129,7 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     blocks = _Chain(hash(model))
     root = tools = _add_tools(chat.tools, blocks) if chat.tools else 0
     common, home, count, messages = len(blocks.hashes), 0, 0, chat.messages
+    passing: tuple[int, ...] = ()
     is_continued = False
     for message in messages:
         count += 1
@@ -132,10 +151,10 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     if count < len(messages):
         answer = _last_answer(messages, count)
         is_continued = is_continued or answer >= count
-        _add_later(messages, count, max(answer, count), blocks)
+        passing = _add_later(messages, count, max(answer, count), blocks)
     if blocks.end < WORTH_CACHING:
         return None
-    return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued, root)
+    return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued, root, passing)
 
 
 _known_ends: dict[int, int] = {}
@@ -151,20 +170,21 @@ def _remember_end(block: int, end: int) -> None:
 def _add_tools(tools: list[Tool], blocks: _Chain) -> int:
     """Add one block for all tools, and return a number for them, the same in every process.
 
-    The first and the last one, and how many there are, stand for all of them.
+    Three of them, and how many there are, stand for all.
     """
-    first, last = tools[0].function, tools[-1].function
+    count = len(tools)
+    first, middle, last = tools[0].function, tools[count // 2].function, tools[-1].function
     lengths = len(first.description or ""), len(last.description or "")
-    current = hash((blocks.current, len(tools), first.name, last.name, lengths))
+    current = hash((blocks.current, count, first.name, middle.name, last.name, lengths))
     end = _known_ends.get(current)
     if end is None:
         end = sum(len(tool.function.name) + len(tool.function.description or "") for tool in tools)
         _remember_end(current, end)
     blocks.add(current, end)
-    return crc32(f"{len(tools)},{first.name},{last.name}".encode(errors="surrogatepass"))
+    return crc32(f"{count},{first.name},{middle.name},{last.name}".encode(errors="surrogatepass"))
 
 
-_known_texts: dict[tuple[int, int], tuple[str, _Chain, int]] = {}
+_known_texts: dict[tuple[int, int, int], tuple[str, _Chain, int]] = {}
 """Long system messages with their blocks and homes, by what precedes them and their lengths."""
 
 
@@ -173,7 +193,7 @@ def _add_system(text: str, blocks: _Chain) -> int:
 
     Programs send the same ones again and again. Comparing a text costs a tenth of hashing it.
     """
-    key = blocks.current, len(text)
+    key = blocks.current, blocks.end, len(text)
     kept = _known_texts.get(key)
     if kept is None or kept[0] != text:
         message, own = Message("system", text), _Chain(blocks.current, blocks.end)
@@ -190,10 +210,10 @@ def _add_system(text: str, blocks: _Chain) -> int:
     return home
 
 
-def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chain) -> None:
-    """Add the messages of all turns after the first one, from the one at index `first` on.
+def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chain) -> tuple[int, ...]:
+    """Add the messages of all turns after the first one, from the one at index `first` on. Return `passing`.
 
-    The prompt of the turn before ended in front of the one at `previous`.
+    The prompt of the turn before ended in front of the one at `previous`, the last answer if there is one.
 
     The last two of each block stand for all of it, because looking at all of them takes long. Requests that
     have nothing to do with each other differ in the first turn, which is hashed whole; conversations that
@@ -201,12 +221,15 @@ def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chai
     be noticed. The choice is then less good.
     """
     current, end, hashes, ends, counted = blocks.current, blocks.end, blocks.hashes, blocks.ends, first
-    for stop, is_link in _places(len(messages) - first, previous - first):
+    has_long_answer = len(messages[previous].content or "") > LONG_ANSWER
+    places, passing = _places(len(messages) - first, previous - first, has_long_answer)
+    for stop, is_link in places:
         stop += first
         last, before = messages[stop - 1], messages[stop - 2].content
         content = last.content
         mark = content[-TAIL:] if content.__class__ is str and last.tool_calls is None else _mark(last)
-        block = hash((current, stop, mark, len(content or ""), len(before or "")))
+        end_before = before[-TAIL:] if before.__class__ is str else None
+        block = hash((current, stop, mark, len(content or ""), end_before, len(before or "")))
         known = _known_ends.get(block)
         if known is None:
             known = end + sum(map(_size, messages[counted:stop]))
@@ -219,6 +242,7 @@ def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chai
         if is_link:
             current = block
     blocks.end = end
+    return passing
 
 
 def _last_answer(messages: list[Message], first: int) -> int:
@@ -229,15 +253,19 @@ def _last_answer(messages: list[Message], first: int) -> int:
     return index
 
 
-@lru_cache(maxsize=1024)
-def _places(count: int, previous: int) -> list[tuple[int, bool]]:
-    """Return after how many messages each block ends, and whether those after it follow it.
+@lru_cache(maxsize=4096)
+def _places(count: int, previous: int, has_long_answer: bool) -> tuple[list[tuple[int, bool]], tuple[int, ...]]:
+    """Return after how many messages each block ends, and whether those after it follow it; and `passing`.
 
-    They are few, because each costs time: powers of two. Most important is where the previous prompt
-    ended, so that has a block of its own, as the end has. No other block follows these two.
+    They are few, because each costs time: some powers of two. Most important is where the previous prompt
+    ended, so a block ends there. Another one ends after a long answer, since several questions may be asked about
+    it, and the last one at the end. No other block follows these.
     """
     links = [stop for stop in _LINKS if stop <= count]
-    return [(stop, stop in links) for stop in sorted({*links, previous, count} - {0})]
+    answered = previous + 1 if has_long_answer else count
+    stops = sorted({*links, previous, answered, count} - {0})
+    passing = tuple(index - len(stops) for index, stop in enumerate(stops[:-1]) if stop not in links)
+    return [(stop, stop in links) for stop in stops], passing
 
 
 def _mark(message: Message) -> object:
@@ -259,7 +287,12 @@ def _size(message: Message) -> int:
 
 
 def _add(message: Message, blocks: _Chain) -> None:
-    """Add the blocks of one message."""
+    """Add the blocks of one message.
+
+    In the last block of a long text, two more end near the end of the text: many prompts are a document with one
+    of several questions after it, or a text that grows. Theirs are round places, to be the same for texts of
+    about the same length. The last block does not follow them.
+    """
     content, role = message.content, message.role
     if isinstance(content, str) and len(content) <= SHORT and message.tool_calls is None:
         blocks.add(hash((blocks.current, role, content)), blocks.end + len(content))
@@ -267,8 +300,11 @@ def _add(message: Message, blocks: _Chain) -> None:
     current, end = hash((blocks.current, role)), blocks.end
     text = message.text
     length = len(text)
-    for place, stop, step in _TEXT_PLACES:
+    for place, stop, step, grid in _TEXT_PLACES:
         if stop >= length:
+            for near in ((length // (2 * grid) - 1) * 2 * grid, (length - QUESTION) // grid * grid):
+                if near > place:
+                    blocks.add(hash((current, text[place:near:step])), end + near)
             current = hash((current, text[place::step], text[-TAIL:]))
             break
         current = hash((current, text[place:stop:step]))

@@ -12,7 +12,9 @@ from gateway.admission.prefix_cache import (
     MOST_CHARACTERS_PER_TOKEN,
     PrefixCache,
 )
-from gateway.chat.prompt_blocks import PromptBlocks
+from gateway.chat.message import Message
+from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
+from gateway.chat.request import Chat
 from tests.fakes.processor_time import assert_at_most
 
 
@@ -113,6 +115,52 @@ def test_prompt_that_no_longer_fits_is_forgotten_with_the_next_one() -> None:
         cache.learn(2000, 1000)
     cache.add(prompt(11))
     assert [cache.known_blocks(prompt(*blocks)) for blocks in ([1, 2, 3], [11])] == [0, 1]
+
+
+def turns(name: str, count: int, *more: Message) -> PromptBlocks:
+    """Return the prompt of the turn `count` of a conversation, counted from 0. A turn has 500 characters."""
+    messages = [Message("user", name + "q" * 499)]
+    for number in range(count):
+        messages += [Message("assistant", "a" * 100), Message("user", f"{number:03}" + "q" * 397)]
+    found = prompt_blocks(Chat(model="m", messages=[*messages, *more]), "m")
+    assert found is not None
+    return found
+
+
+def test_conversations_that_grow_are_not_known_beyond_the_capacity() -> None:
+    """Each turn has blocks that later turns do not have. Their characters are still in the cache."""
+    cache = PrefixCache(tokens=12_500)  # 50,000 characters: 100 turns
+    for length in range(60):
+        prompts = [turns(name, length) for name in "xyz"]
+        for each in prompts:
+            cache.add(each)
+        known = [cache.known_blocks(each) == len(each.hashes) for each in prompts]
+        assert known[2]
+        assert sum(known) * prompts[0].size <= cache.capacity
+        assert all(known) or 3 * prompts[0].size > 0.9 * cache.capacity
+
+
+def test_prompts_that_branch_take_their_common_room_once() -> None:
+    cache = PrefixCache(tokens=12_500)
+    cache.add(turns("x", 60))
+    before = cache._size
+    for number in range(100):
+        cache.add(turns("x", 60, Message("assistant", "a"), Message("user", f"{number:03}")))
+    assert cache._size == before + 100 * 4
+
+
+def test_end_that_was_not_computed_gives_back_what_it_took_over() -> None:
+    cache = PrefixCache()
+    for length in range(30):
+        cache.add(turns("x", length))
+    before = cache._size
+    failed = turns("x", 30)
+    cache.add(failed)
+    assert cache._size == before + 500
+    cache.forget_end(failed, 500)
+    assert cache._size == before == sum(cache._known.values())
+    assert cache.known_blocks(turns("x", 30)) == len(failed.hashes) - 1
+    assert cache._known[failed.hashes[-2]] > 500
 
 
 def test_forgetting_costs_as_little_with_many_known_blocks() -> None:

@@ -72,7 +72,31 @@ def test_requests_with_the_same_system_message_share_its_blocks_alone() -> None:
 def test_texts_that_differ_late_share_the_blocks_before_that() -> None:
     text = "x" * 40_000
     assert shared(blocks(user(text)), blocks(user(text[:20_000] + "y" * 32 + text[20_032:]))) == 16 * 1024
-    assert shared(blocks(user(text)), blocks(user(text + "y"))) == 32 * 1024
+    assert shared(blocks(user(text)), blocks(user(text + "y"))) == 38 * 1024
+
+
+@pytest.mark.parametrize("length", [1500, 4000, 9000, 15_000, 40_000, 130_000, 1_000_000])
+def test_questions_about_one_document_share_nearly_all_of_it(length: int) -> None:
+    document, known = "x" * length, set[int]()
+    for number in range(12):
+        asked = blocks(user(document + f"{number}" + "q" * (number * 7 % 12 * 20)))
+        count = next((index for index, block in enumerate(asked.hashes) if block not in known), len(asked.hashes))
+        known.update(asked.hashes)
+    assert asked.ends[count - 1] >= 0.8 * length
+
+
+def test_text_that_grows_shares_nearly_all_of_the_text_before() -> None:
+    text, known, unknown = "x" * 20_000, set[int](), 0
+    for number in range(100):
+        asked = blocks(user(text))
+        unknown += sum(end - begin for block, begin, end in _pieces(asked) if block not in known)
+        known.update(asked.hashes)
+        text += f"{number}" + "y" * 150
+    assert unknown <= 100 * 0.1 * len(text)
+
+
+def _pieces(prompt: PromptBlocks) -> list[tuple[int, int, int]]:
+    return list(zip(prompt.hashes, [0, *prompt.ends], prompt.ends, strict=False))
 
 
 def call(arguments: str) -> dict[str, Any]:
@@ -109,6 +133,26 @@ def test_tools_and_model_come_before_everything() -> None:
         other = {"type": "function", "function": {"name": name, "description": description}}
         assert shared(with_tools, blocks(SYSTEM, user("one"), tools=[other])) == 0
     assert shared(blocks(user("one")), blocks(user("one"), model="other")) == 0
+
+
+def tools(*names: str, description: str = "d") -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": name, "description": description}} for name in names]
+
+
+@pytest.mark.usefixtures("all_worth_caching")
+def test_tools_that_differ_in_the_middle_alone_are_told_apart() -> None:
+    one, other = (blocks(SYSTEM, user("one"), tools=tools("f", name, "g")) for name in "ab")
+    assert shared(one, other) == 0
+    assert one.root != other.root
+
+
+def test_blocks_end_in_order_whichever_tools_are_remembered() -> None:
+    """Only some of the tools are looked at, so others may have the same number."""
+    for length in (1, 5000):
+        middle = tools("b", description="d" * length)
+        found = blocks(SYSTEM, user("one"), tools=[*tools("a"), *middle, *tools("c", "d")])
+        assert found.ends == sorted(found.ends)
+        prompt_blocks_module._known_ends.clear()
 
 
 @pytest.mark.usefixtures("all_worth_caching")
@@ -163,6 +207,18 @@ def test_conversations_that_part_late_share_half_of_what_comes_before() -> None:
     assert 5000 + 15 * 700 <= shared(one, other) <= 5000 + 30 * 702
 
 
+def test_questions_after_one_long_answer_share_it() -> None:
+    turns = [SYSTEM, user("one"), answer("a" * 9000)]
+    assert shared(blocks(*turns, user("two")), blocks(*turns, user("three"))) == 5003 + 9000
+
+
+def test_same_questions_after_answers_of_one_length_are_other_prompts() -> None:
+    """As of a program that asks each model, or each person, the same."""
+    turns = [[message for number in range(9) for message in (user(f"{number}"), answer(said))] for said in "ab"]
+    one, other = (blocks(SYSTEM, *each, user("last")) for each in turns)
+    assert shared(one, other) == 5001
+
+
 TURNS = [user("q" * 700), answer("a" * 700), user("q" * 700)]
 
 
@@ -208,7 +264,7 @@ def test_long_texts_that_differ_in_their_last_characters_are_told_apart(sizes: l
 def test_text_beyond_the_last_place_is_one_block() -> None:
     text = "x" * ((1 << 24) + 5)
     one, other = blocks(user(text)), blocks(user(text + "y"))
-    assert shared(one, other) == 12 << 20
+    assert shared(one, other) == 15 << 20
     assert other.size == len(text) + 1
 
 
@@ -257,16 +313,16 @@ def test_half_a_surrogate_pair_in_the_beginning_is_no_error() -> None:
 
 
 def test_root_is_a_number_of_the_tools_and_the_system_message_in_every_process(all_worth_caching: None) -> None:
-    tools = [{"type": "function", "function": {"name": "weather"}}]
+    weather = [{"type": "function", "function": {"name": "weather"}}]
     others = [{"type": "function", "function": {"name": "clock"}}]
     short = {"role": "system", "content": "Be brief."}
     roots = [
         blocks(SYSTEM, user("a")).root,
         blocks(short, user("a")).root,
-        blocks(SYSTEM, user("a"), tools=tools).root,
+        blocks(SYSTEM, user("a"), tools=weather).root,
         blocks(SYSTEM, user("a"), tools=others).root,
-        blocks(user("a"), tools=tools).root,
+        blocks(user("a"), tools=weather).root,
     ]
-    assert roots == [1007223391, 1622590782, 3863780898, 2860289849, 3661995133]
+    assert roots == [1007223391, 1622590782, 2778972689, 3076006838, 2578104398]
     assert blocks(SYSTEM, user("b"), {"role": "assistant", "content": "c"}, user("d")).root == roots[0]
     assert blocks(user("a")).root == 0
