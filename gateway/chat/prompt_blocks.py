@@ -18,6 +18,8 @@ from gateway.chat.tools import Tool
 
 SHORT = 1024
 """Characters of the longest message that is a single block."""
+MAX_PARTS = 64
+"""Parts of a message that are looked at, the first and the last ones."""
 MAX_FIRST = 16
 """Messages of the first turn. If there are more before the first one of the user, they count as later ones."""
 WORTH_CACHING = 256
@@ -72,12 +74,14 @@ class PromptBlocks:
         home: number that all turns of the conversation have in common, in every process.
         root: number of the tools and the system message, in every process; 0 without.
         is_continued: whether the conversation has an answer of the model already.
+        is_counted: whether the size is that of this prompt, with no part of it remembered from an earlier one, which
+            may have been changed.
         passing: indexes, counted from the end, of blocks that the prompts of later turns do not have, although
             they have the text.
         counts: numbers of known blocks by server, while one is chosen.
     """
 
-    __slots__ = ("common", "counts", "ends", "hashes", "home", "is_continued", "passing", "root")
+    __slots__ = ("common", "counts", "ends", "hashes", "home", "is_continued", "is_counted", "passing", "root")
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class PromptBlocks:
         is_continued: bool,
         root: int = 0,
         passing: tuple[int, ...] = (),
+        is_counted: bool = True,
     ) -> None:
         self.hashes = hashes
         self.ends = ends
@@ -96,6 +101,7 @@ class PromptBlocks:
         self.root = root
         self.is_continued = is_continued
         self.passing = passing
+        self.is_counted = is_counted
         self.counts: dict[object, int] = {}
 
     def __repr__(self) -> str:
@@ -110,11 +116,12 @@ class PromptBlocks:
 class _Chain:
     """The blocks so far: their hashes and ends, and the hash and the end of what has been added."""
 
-    __slots__ = ("current", "end", "ends", "hashes")
+    __slots__ = ("current", "end", "ends", "hashes", "is_counted")
 
     def __init__(self, current: int, end: int = 0) -> None:
         self.current = current
         self.end = end
+        self.is_counted = True
         self.hashes: list[int] = []
         self.ends: list[int] = []
 
@@ -154,7 +161,7 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
         passing = _add_later(messages, count, max(answer, count), blocks)
     if blocks.end < WORTH_CACHING:
         return None
-    return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued, root, passing)
+    return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued, root, passing, blocks.is_counted)
 
 
 _known_ends: dict[int, int] = {}
@@ -234,6 +241,8 @@ def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chai
         if known is None:
             known = end + sum(map(_size, messages[counted:stop]))
             _remember_end(block, known)
+        else:
+            blocks.is_counted = False
         counted = stop
         if known > end:
             end = known
@@ -270,6 +279,7 @@ def _places(count: int, previous: int, has_long_answer: bool) -> tuple[list[tupl
 
 def _mark(message: Message) -> object:
     """Return what stands for a message that is more than a text."""
+    message = _bounded(message)
     if calls := message.tool_calls:
         call = calls[-1].function
         return call.name, call.arguments[-TAIL:], len(calls)
@@ -282,6 +292,7 @@ def _size(message: Message) -> int:
     content, calls = message.content, message.tool_calls
     if isinstance(content, str) and calls is None:
         return len(content)
+    message = _bounded(message)
     arguments = sum(len(call.function.arguments) for call in calls or ())
     return len(message.text) + arguments + IMAGE_CHARACTERS * len(message.images)
 
@@ -297,6 +308,7 @@ def _add(message: Message, blocks: _Chain) -> None:
     if isinstance(content, str) and len(content) <= SHORT and message.tool_calls is None:
         blocks.add(hash((blocks.current, role, content)), blocks.end + len(content))
         return
+    message = _bounded(message)
     current, end = hash((blocks.current, role)), blocks.end
     text = message.text
     length = len(text)
@@ -324,7 +336,16 @@ def _sampled(home: int, message: Message) -> int:
     content = message.content
     if isinstance(content, str) and len(content) <= SHORT:
         return crc32(content.encode("utf-8", "surrogatepass"), home)
+    message = _bounded(message)
     for text in (message.text, *message.images):
         sample = text if len(text) <= SHORT else f"{len(text)}:{text[:SAMPLE]}:{text[-SAMPLE:]}"
         home = crc32(sample.encode(errors="surrogatepass"), home)
     return home
+
+
+def _bounded(message: Message) -> Message:
+    """Return a message without the parts in the middle if it has very many: 100,000 would take 50 ms."""
+    content = message.content
+    if not isinstance(content, list) or len(content) <= MAX_PARTS:
+        return message
+    return Message(message.role, content[: MAX_PARTS // 2] + content[-MAX_PARTS // 2 :], message.tool_calls)

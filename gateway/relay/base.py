@@ -253,7 +253,7 @@ class Relay(TimedRelay, ABC):
             seconds = None if meter.first_piece is None else meter.first_piece - sent
             placement.gate.succeed(ticket.claim, self._request.size, seconds, ticket.is_trial)
         prompt, usage = ticket.prompt, meter.usage
-        if prompt is not None and usage is not None and usage.prompt_tokens:
+        if prompt is not None and prompt.is_counted and usage is not None and usage.prompt_tokens:
             server.prefixes.learn(prompt.size, usage.prompt_tokens)
 
     def _retry_elsewhere(

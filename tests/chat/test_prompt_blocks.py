@@ -14,6 +14,7 @@ from gateway.chat.prompt_blocks import (
     KEPT_TEXTS,
     LONGEST_KEPT,
     MAX_FIRST,
+    MAX_PARTS,
     TAIL,
     WORTH_CACHING,
     PromptBlocks,
@@ -249,6 +250,31 @@ def test_blocks_end_in_order_if_a_program_shortens_earlier_messages() -> None:
         blocks(*turns, user("next"))
         turns[len(turns) // 2] = user("q")
         assert (found := blocks(*turns, user("next"))).ends == sorted(found.ends)
+
+
+def test_size_is_counted_unless_part_of_it_is_remembered() -> None:
+    """A program may have shortened messages since that was counted."""
+    turns = [SYSTEM, user("one")]
+    for number in range(4):
+        turns += [answer("a" * 3000), user(f"{number}")]
+        found = blocks(*turns)
+        assert found.is_counted == (number < 1)
+    assert blocks(SYSTEM, user("two")).is_counted
+    turns[2] = answer("a")
+    found = blocks(*turns, answer("x"), user("y"))
+    assert found.size > 5007 + 9000
+    assert not found.is_counted
+
+
+def test_few_of_very_many_parts_are_looked_at() -> None:
+    text = {"type": "text", "text": "q" * 100}
+    one, other = blocks(user([text] * 10_000)), blocks(user([text] * 9_999 + [{"type": "text", "text": "x" * 100}]))
+    assert one.size <= MAX_PARTS * 101
+    assert one.hashes[-1] != other.hashes[-1]
+    assert one.home != other.home
+    later = [blocks(user("one"), answer("a" * 300), user([text] * count)) for count in (9_999, 10_000)]
+    assert later[0].hashes[-1] != later[1].hashes[-1]
+    assert later[0].size == later[1].size <= 303 + MAX_PARTS * 101
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=5))

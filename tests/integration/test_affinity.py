@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import openai
 import pytest
 
 from gateway import config, simulate
@@ -60,6 +61,22 @@ async def test_capacity_of_a_prefix_cache_is_learned_from_the_answers() -> None:
             await ask(gateway, [{"role": "user", "content": f"{number} " + "한국어" * 300}])
         after = [server.prefixes.capacity for server in servers]
     assert all(now < 0.9 * then for then, now in zip(before, after, strict=True))
+
+
+async def test_capacity_is_not_learned_from_a_prompt_of_which_the_size_is_remembered() -> None:
+    """A client sends a prompt that is too long, and then the same one with a shorter answer in the middle."""
+
+    def turns(answer: str) -> list[dict[str, Any]]:
+        texts = ["question " * 40, answer, "next", "short", "last"]
+        return [{"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(texts)]
+
+    async with two_servers() as (gateway, _):
+        servers = gateway.gateway._backends["vllm"].servers
+        before = [server.prefixes.capacity for server in servers]
+        with pytest.raises(openai.BadRequestError):
+            await ask(gateway, turns("long " * 20_000))
+        await ask(gateway, turns("short"))
+        assert [server.prefixes.capacity for server in servers] == before
 
 
 async def test_turns_of_conversations_stay_on_their_servers() -> None:
