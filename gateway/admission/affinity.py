@@ -21,8 +21,11 @@ has, is not needed: it costs hits and wins no time (`make bench-affinity`).
 A replica of the gateway may not know what the others have sent. So each conversation has a home, the
 server that rendezvous hashing chooses by its beginning: a new one begins there as long as that costs
 at most `LOAD` more than elsewhere, and a continued one that this replica has not seen is taken to be cached
-there. With one replica this matters after a restart. Replicas that reach each other tell what they have in
-flight, and which conversations are not at home (`shared_affinity.py`).
+there. With one replica this applies only after a restart, until everything that the server held has been
+pushed out. Later such conversations are those of clients that make up answers or leave out the oldest messages.
+There are other replicas if they can be reached, or if turns of known conversations were served elsewhere.
+Replicas that reach each other tell what they have in flight, and which conversations are not at home
+(`shared_affinity.py`).
 """
 
 from collections import deque
@@ -34,6 +37,10 @@ from gateway.chat.prompt_blocks import PromptBlocks
 
 LOAD = 512.0
 UNKNOWN = 1.5
+MEMORY = 0.99
+"""Weight that the share of turns served elsewhere keeps with each further turn: about the last 100 decide."""
+SERVED_ELSEWHERE = 0.2
+"""Share of the turns of known conversations from which on other replicas are taken to serve them too."""
 _INFINITE, _LOWEST = float("inf"), -float("inf")
 
 
@@ -53,9 +60,16 @@ class Affinity:
         self.moved = 0
         self.new = 0
         self.placed: deque[tuple[PromptBlocks, PrefixCache]] | None = None
+        self._elsewhere = 0.0
+        """Share of the turns of known conversations of which the turn before was served elsewhere."""
 
     def __repr__(self) -> str:
         return f"<Affinity {self.kept} kept, {self.moved} moved, {self.new} new>"
+
+    @property
+    def _has_others(self) -> bool:
+        """Whether other replicas send conversations to the same servers."""
+        return self.placed is not None or self._elsewhere > SERVED_ELSEWHERE
 
     def take_counts(self) -> dict[str, int]:
         """Return the counts by outcome, and start over."""
@@ -76,11 +90,12 @@ class Affinity:
                 most = count
         is_unseen = prompt.is_continued and most <= prompt.common
         home = _home(prompt, placements) if is_unseen or not prompt.is_continued else None
+        is_at_home = is_unseen and home is not None and (self._has_others or not home.server.prefixes.is_filled)
         ends, size = prompt.ends, prompt.size
         best, least, turn, home_cost = placements[0], _INFINITE, _INFINITE, _INFINITE
         for placement, count in counts.items():
             cache = placement.server.prefixes
-            unknown = 0 if is_unseen and placement is home else size - ends[count - 1] if count else size
+            unknown = 0 if is_at_home and placement is home else size - ends[count - 1] if count else size
             cost = cache.pending + cache.elsewhere + LOAD * placement.limits[0].count + UNKNOWN * unknown
             if cost < least or (cost == least and cache.turn < turn):
                 best, least, turn = placement, cost, cache.turn
@@ -103,6 +118,9 @@ class Affinity:
             self.kept += 1
         else:
             self.moved += 1
+        if prompt.previous and most > prompt.common:
+            is_elsewhere = most <= len(prompt.hashes) + prompt.previous
+            self._elsewhere = self._elsewhere * MEMORY + (1 - MEMORY) * is_elsewhere
         cache.add(prompt)
         if self.placed is not None:
             self.placed.append((prompt, cache))

@@ -32,6 +32,7 @@ class PrefixCache:
     Attributes:
         capacity: characters that it holds. A server tells its size in tokens; how many characters these are
             depends on its tokenizer and on the language, and follows from the prompts that it has counted.
+        is_filled: whether so much was sent to the server that it holds nothing that was sent before the gateway began.
         is_sized: whether the server was asked for the size.
         pending: characters that requests there have to compute before their first token.
         elsewhere: cost of the requests that other replicas have there (`affinity.py`).
@@ -48,6 +49,7 @@ class PrefixCache:
         "_tokens",
         "capacity",
         "elsewhere",
+        "is_filled",
         "is_sized",
         "pending",
         "seed",
@@ -56,6 +58,7 @@ class PrefixCache:
 
     def __init__(self, seed: int = 0, tokens: int = DEFAULT_CAPACITY) -> None:
         self.seed = seed
+        self.is_filled = False
         self.is_sized = False
         self._tokens = tokens
         self._counted_characters, self._counted_tokens = FIRST_TOKENS * CHARACTERS_PER_TOKEN, FIRST_TOKENS
@@ -199,3 +202,4 @@ class PrefixCache:
         known = self._known
         while known and (self._size > self.capacity or len(known) > MAX_KNOWN):
             self._size -= known.popitem(last=False)[1]
+            self.is_filled = True

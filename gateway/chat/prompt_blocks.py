@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain, pairwise
+from typing import NamedTuple
 from zlib import crc32
 
 from gateway.chat.message import Message
@@ -76,12 +77,25 @@ class PromptBlocks:
         is_continued: whether the conversation has an answer of the model already.
         is_counted: whether the size is that of this prompt, with no part of it remembered from an earlier one, which
             may have been changed.
+        previous: index, counted from the end, of the block that ends where the previous prompt ended; 0 if that was
+            the first turn, or if there was none.
         passing: indexes, counted from the end, of blocks that the prompts of later turns do not have, although
             they have the text.
         counts: numbers of known blocks by server, while one is chosen.
     """
 
-    __slots__ = ("common", "counts", "ends", "hashes", "home", "is_continued", "is_counted", "passing", "root")
+    __slots__ = (
+        "common",
+        "counts",
+        "ends",
+        "hashes",
+        "home",
+        "is_continued",
+        "is_counted",
+        "passing",
+        "previous",
+        "root",
+    )
 
     def __init__(
         self,
@@ -92,6 +106,7 @@ class PromptBlocks:
         is_continued: bool,
         root: int = 0,
         passing: tuple[int, ...] = (),
+        previous: int = 0,
         is_counted: bool = True,
     ) -> None:
         self.hashes = hashes
@@ -101,6 +116,7 @@ class PromptBlocks:
         self.root = root
         self.is_continued = is_continued
         self.passing = passing
+        self.previous = previous
         self.is_counted = is_counted
         self.counts: dict[object, int] = {}
 
@@ -111,6 +127,15 @@ class PromptBlocks:
     def size(self) -> int:
         """Number of characters."""
         return self.ends[-1]
+
+
+class _Places(NamedTuple):
+    """Places where the blocks of later turns end, with `passing` and `previous` of the prompt."""
+
+    stops: list[tuple[int, bool]]
+    """Numbers of messages after which a block ends, and whether those after it follow it."""
+    passing: tuple[int, ...]
+    previous: int
 
 
 class _Chain:
@@ -137,7 +162,7 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     root = tools = _add_tools(chat.tools, blocks) if chat.tools else 0
     common, home, count, messages = len(blocks.hashes), 0, 0, chat.messages
     passing: tuple[int, ...] = ()
-    is_continued = False
+    is_continued, previous = False, 0
     for message in messages:
         count += 1
         content, role = message.content, message.role
@@ -158,10 +183,12 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     if count < len(messages):
         answer = _last_answer(messages, count)
         is_continued = is_continued or answer >= count
-        passing = _add_later(messages, count, max(answer, count), blocks)
+        _, passing, previous = _add_later(messages, count, max(answer, count), blocks)
     if blocks.end < WORTH_CACHING:
         return None
-    return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued, root, passing, blocks.is_counted)
+    return PromptBlocks(
+        blocks.hashes, blocks.ends, common, home, is_continued, root, passing, previous, blocks.is_counted
+    )
 
 
 _known_ends: dict[int, int] = {}
@@ -217,8 +244,8 @@ def _add_system(text: str, blocks: _Chain) -> int:
     return home
 
 
-def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chain) -> tuple[int, ...]:
-    """Add the messages of all turns after the first one, from the one at index `first` on. Return `passing`.
+def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chain) -> _Places:
+    """Add the messages of all turns after the first one, from the one at index `first` on. Return where blocks end.
 
     The prompt of the turn before ended in front of the one at `previous`, the last answer if there is one.
 
@@ -229,8 +256,8 @@ def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chai
     """
     current, end, hashes, ends, counted = blocks.current, blocks.end, blocks.hashes, blocks.ends, first
     has_long_answer = len(messages[previous].content or "") > LONG_ANSWER
-    places, passing = _places(len(messages) - first, previous - first, has_long_answer)
-    for stop, is_link in places:
+    places = _places(len(messages) - first, previous - first, has_long_answer)
+    for stop, is_link in places.stops:
         stop += first
         last, before = messages[stop - 1], messages[stop - 2].content
         content = last.content
@@ -251,7 +278,7 @@ def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chai
         if is_link:
             current = block
     blocks.end = end
-    return passing
+    return places
 
 
 def _last_answer(messages: list[Message], first: int) -> int:
@@ -263,8 +290,8 @@ def _last_answer(messages: list[Message], first: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _places(count: int, previous: int, has_long_answer: bool) -> tuple[list[tuple[int, bool]], tuple[int, ...]]:
-    """Return after how many messages each block ends, and whether those after it follow it; and `passing`.
+def _places(count: int, previous: int, has_long_answer: bool) -> _Places:
+    """Return where the blocks of `count` later messages end. The previous prompt had `previous` of them.
 
     They are few, because each costs time: some powers of two. Most important is where the previous prompt
     ended, so a block ends there. Another one ends after a long answer, since several questions may be asked about
@@ -274,7 +301,8 @@ def _places(count: int, previous: int, has_long_answer: bool) -> tuple[list[tupl
     answered = previous + 1 if has_long_answer else count
     stops = sorted({*links, previous, answered, count} - {0})
     passing = tuple(index - len(stops) for index, stop in enumerate(stops[:-1]) if stop not in links)
-    return [(stop, stop in links) for stop in stops], passing
+    at = stops.index(previous) - len(stops) if previous else 0
+    return _Places([(stop, stop in links) for stop in stops], passing, at)
 
 
 def _mark(message: Message) -> object:

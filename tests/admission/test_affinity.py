@@ -1,6 +1,6 @@
 """Affinity: conversations stay where their cache is, as long as that costs less than to move."""
 
-from collections import Counter
+from collections import Counter, deque
 
 import pytest
 
@@ -154,6 +154,60 @@ def test_replicas_that_share_nothing_agree_on_the_home_of_a_conversation(shared:
             assert other.servers.index(continued) == began  # type: ignore[arg-type]
         for request in one.requests:
             one.leave(request)
+
+
+def fill(gateway: Setup) -> None:
+    for number, server in enumerate(gateway.servers):
+        server.prefixes.resize(10_000)
+        server.prefixes.add(turns(f"{number}" + "q" * 50_000))
+
+
+def goes_home(gateway: Setup, prompt: PromptBlocks) -> bool:
+    """Return whether a prompt goes home although three more requests run there than elsewhere."""
+    expected = gateway.servers[home(gateway, prompt)]
+    expected.slots.count += 3
+    served = serve(gateway, prompt)
+    expected.slots.count -= 3
+    return served is expected
+
+
+def continued(number: int, turn: int = 1) -> PromptBlocks:
+    more = [text for count in range(turn) for text in ("answer", f"question {count}")]
+    return turns(f"{number}" + "q" * 3000, *more)
+
+
+def test_unseen_conversation_goes_home_only_until_what_was_there_before_a_restart_is_pushed_out() -> None:
+    """Later it is one of a client that makes up the answers, or leaves out the oldest messages."""
+    gateway = fleet(2)
+    assert all(goes_home(gateway, continued(number)) for number in range(5))
+    fill(gateway)
+    assert not any(goes_home(gateway, continued(number)) for number in range(100, 105))
+
+
+def test_unseen_conversation_goes_home_if_others_serve_turns_of_known_ones() -> None:
+    gateway = fleet(2)
+    for number in range(60):
+        serve(gateway, continued(number))
+        serve(gateway, continued(number, turn=2 if number % 2 else 5))
+    fill(gateway)
+    assert all(goes_home(gateway, continued(number)) for number in range(100, 105))
+
+
+def test_unseen_conversation_goes_home_if_there_are_other_replicas() -> None:
+    gateway = fleet(2)
+    fill(gateway)
+    assert gateway.admission.affinity is not None
+    gateway.admission.affinity.placed = deque()
+    assert all(goes_home(gateway, continued(number)) for number in range(100, 105))
+
+
+def test_turns_that_all_came_here_were_not_served_elsewhere() -> None:
+    gateway = fleet(2)
+    for number in range(40):
+        for turn in range(1, 9):
+            serve(gateway, continued(number, turn))
+    fill(gateway)
+    assert not any(goes_home(gateway, continued(number)) for number in range(100, 105))
 
 
 def home(gateway: Setup, prompt: PromptBlocks) -> int:
