@@ -257,19 +257,20 @@ def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chai
     current, end, hashes, ends, counted = blocks.current, blocks.end, blocks.hashes, blocks.ends, first
     has_long_answer = len(messages[previous].content or "") > LONG_ANSWER
     places = _places(len(messages) - first, previous - first, has_long_answer)
+    known_end, is_counted = _known_ends.get, True
     for stop, is_link in places.stops:
         stop += first
         last, before = messages[stop - 1], messages[stop - 2].content
         content = last.content
         mark = content[-TAIL:] if content.__class__ is str and last.tool_calls is None else _mark(last)
-        end_before = before[-TAIL:] if before.__class__ is str else None
-        block = hash((current, stop, mark, len(content or ""), end_before, len(before or "")))
-        known = _known_ends.get(block)
+        mark_before = before[-TAIL:] if before.__class__ is str else None
+        block = hash((current, stop, mark, len(content or ""), mark_before, len(before or "")))
+        known = known_end(block)
         if known is None:
             known = end + sum(map(_size, messages[counted:stop]))
             _remember_end(block, known)
         else:
-            blocks.is_counted = False
+            is_counted = False
         counted = stop
         if known > end:
             end = known
@@ -277,7 +278,7 @@ def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chai
         ends.append(end)
         if is_link:
             current = block
-    blocks.end = end
+    blocks.end, blocks.is_counted = end, is_counted
     return places
 
 
