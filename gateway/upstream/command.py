@@ -29,16 +29,13 @@ async def run_command(words: Sequence[str], seconds: float) -> None:
     Raises:
         CommandFailed: it could not be started, did not end in time, or ended with another status than 0.
     """
-    nothing = asyncio.subprocess.DEVNULL
+    starting = asyncio.ensure_future(_start(words))
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=nothing,
-            stdout=nothing,
-            stderr=nothing,
-            env=environment(os.environ),
-            start_new_session=True,  # so that its children can be killed with it
-        )
+        process = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(OSError, ValueError):
+            await _kill(await starting)  # it may run already; the event loop would kill it without its children
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise CommandFailed(f"could not be started ({reason or 'invalid'})") from None
@@ -48,12 +45,29 @@ async def run_command(words: Sequence[str], seconds: float) -> None:
     except TimeoutError:
         raise CommandFailed(f"did not end within {seconds:.0f} s") from None
     finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        await _kill(process)
     if status:
         raise CommandFailed(f"ended with status {status}" if status > 0 else f"was killed by signal {-status}")
+
+
+async def _start(words: Sequence[str]) -> asyncio.subprocess.Process:
+    nothing = asyncio.subprocess.DEVNULL
+    return await asyncio.create_subprocess_exec(
+        *words,
+        stdin=nothing,
+        stdout=nothing,
+        stderr=nothing,
+        env=environment(os.environ),
+        start_new_session=True,  # so that its children can be killed with it
+    )
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a command with its children, unless it has ended."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:

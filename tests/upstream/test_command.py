@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,8 +45,20 @@ async def test_a_program_that_does_not_exist_is_told() -> None:
         await run_command(("/nowhere/program",), 30)
 
 
-async def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
-    file = tmp_path / "child"
+@pytest.mark.parametrize("is_starting", [False, True])
+async def test_a_command_that_does_not_end_is_killed_with_its_children(
+    tmp_path: Path, is_starting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it runs already, but a busy event loop has not handed it over yet."""
+    file, handed_over, start = tmp_path / "child", asyncio.Event(), asyncio.create_subprocess_exec
+
+    async def start_slowly(*words: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*words, **options)
+        await handed_over.wait()
+        return process
+
+    if is_starting:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", start_slowly)
     code = (
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -56,6 +69,7 @@ async def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path:
         while not (file.exists() and file.read_text()):
             await asyncio.sleep(0.01)
     running.cancel()
+    handed_over.set()
     with pytest.raises(asyncio.CancelledError):
         await running
     child = int(file.read_text())
