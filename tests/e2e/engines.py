@@ -62,6 +62,11 @@ class Engine:
         messages = [{"role": "user", "content": LONG_QUESTION}]
         return {"model": model, "messages": messages, "max_tokens": LONG_TOKENS, "stream": stream, **self.long_sampling}
 
+    def long_arguments(self, model: str, stream: bool) -> dict[str, Any]:
+        """Return the same for openai-python, which takes only the fields of OpenAI's API as arguments."""
+        request = self.long_request(model, stream)
+        return request | {"extra_body": {name: request.pop(name) for name in {"ignore_eos"} & request.keys()}}
+
     def ask(self, messages: Sequence[Message], max_tokens: int) -> DirectAnswer:
         """Ask the engine directly, at temperature 0."""
         if self.kind == "vllm":
@@ -141,7 +146,11 @@ def _native(message: Message) -> Message:
 
 
 def from_vllm(server: Vllm, model: str, slots: int, context: int, has_vision: bool) -> Engine:
-    return Engine("vllm", server.url, model, context, slots, server.load, has_vision, is_real=True)
+    # Even at temperature 0, the last digits depend on what else the engine computes, and with them the end.
+    endless = {"temperature": 0, "ignore_eos": True}
+    return Engine(
+        "vllm", server.url, model, context, slots, server.load, has_vision, is_real=True, long_sampling=endless
+    )
 
 
 @contextmanager

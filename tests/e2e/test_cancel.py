@@ -75,7 +75,7 @@ def test_simultaneous_disconnects_leave_nothing_behind(gateway: Gateway, client:
 def test_closing_a_stream_of_openai_python_cancels_the_work(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
     with (
         observed.aborts_all_answers(gateway),
-        client.chat.completions.create(**observed.long_request(TIER, stream=True)) as stream,
+        client.chat.completions.create(**observed.long_arguments(TIER, stream=True)) as stream,
     ):
         next(iter(stream))
         observed.wait_for("the request runs", lambda load: load.running == 1)

@@ -33,7 +33,7 @@ async def test_engine_never_gets_more_than_the_limit_and_all_requests_are_served
     large_engine.wait_until_idle()
     seen = []
     async with limited.async_openai() as client:
-        request = large_engine.long_request("standard", stream=False) | {"max_tokens": 150}
+        request = large_engine.long_arguments("standard", stream=False) | {"max_tokens": 150}
         requests = asyncio.gather(*(client.chat.completions.create(**request) for _ in range(AT_ONCE)))
         while not requests.done():
             seen.append(await asyncio.to_thread(large_engine.current_load))

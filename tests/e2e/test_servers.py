@@ -161,7 +161,7 @@ async def test_servers_of_one_model_share_the_load_evenly(two_servers: Gateway, 
     """The least busy server is chosen, so each gets three of six concurrent requests."""
     before = served_by(pair)
     async with two_servers.async_openai() as client:
-        request = pair[0].long_request("both", stream=False) | {"max_tokens": 400}
+        request = pair[0].long_arguments("both", stream=False) | {"max_tokens": 400}
         await asyncio.gather(*(client.chat.completions.create(**request) for _ in range(6)))
     wait_until(
         lambda: served_by(pair),
