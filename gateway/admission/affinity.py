@@ -68,7 +68,7 @@ class Affinity:
 
     @property
     def _has_others(self) -> bool:
-        """Whether other replicas send conversations to the same servers."""
+        """True if other replicas send conversations to the same servers."""
         return self.placed is not None or self._elsewhere > SERVED_ELSEWHERE
 
     def take_counts(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.api.model_names import ModelNames
 from gateway.config import ConfigError, Settings
+from gateway.dialects.json_body import completed
 from gateway.errors import Conflict
 from gateway.keys.accounts import Accounts
 from gateway.keys.document import KeysError
@@ -127,7 +128,7 @@ class NamedKeys:
         """Keep the tokens of the day a last time."""
         if self._task is not None:
             self._task.cancel()
-        self._keep(self.accounts.saved())
+        self._keep(completed(self.accounts.saved_steps()))
 
     async def _save_regularly(self) -> None:
         while True:

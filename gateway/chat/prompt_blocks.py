@@ -170,13 +170,13 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
             home = _add_system(content, blocks)
         else:
             _add(message, blocks)
-            if role == "assistant":
-                is_continued = True
-            else:
+            is_answer = role == "assistant"
+            is_continued |= is_answer
+            if not is_answer:
                 home = _sampled(home, message)
             if role == "user" or count == MAX_FIRST:
                 break
-            if role == "assistant":
+            if is_answer:
                 continue
         root = home ^ tools
         common = len(blocks.hashes)
@@ -250,9 +250,9 @@ def _add_later(messages: list[Message], first: int, previous: int, blocks: _Chai
     The prompt of the turn before ended in front of the one at `previous`, the last answer if there is one.
 
     The last two of each block stand for all of it, because looking at all of them takes long. Requests that
-    have nothing to do with each other differ in the first turn, which is hashed whole; conversations that
-    part later differ in all that follows. Only a program that changes messages far from the end may not
-    be noticed. The choice is then less good.
+    have nothing to do with each other differ in the first turn, and conversations that part later differ in
+    all that follows. Only a program that changes messages far from the end may not be noticed. The choice is
+    then less good.
     """
     current, end, hashes, ends, counted = blocks.current, blocks.end, blocks.hashes, blocks.ends, first
     has_long_answer = len(messages[previous].content or "") > LONG_ANSWER

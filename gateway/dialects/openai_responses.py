@@ -177,7 +177,7 @@ class EventRenderer:
         self._length = self._logprobs = 0
         """Characters, and tokens and alternatives, that are kept for the events at the end."""
         self._fillings: Fillings | None = None
-        """What long items consist of: their events repeat it up to four times."""
+        """Texts and log probabilities of long items. Their events repeat them up to four times."""
         self._response = response
         self._number = 0
         self._item: _OpenItem | None = None

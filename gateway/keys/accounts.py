@@ -110,17 +110,11 @@ class Accounts:
         now = self._wall()
         return {"day": utc_date(now), "renewed_at": utc_midnight(now)}
 
-    def saved(self) -> dict[str, Any]:
-        """Return the tokens of the day, for `restore` in another process."""
-        steps = self.saved_steps()
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-
     def saved_steps(self) -> Generator[None, None, dict[str, Any]]:
-        """Return what `saved` does. It yields after some milliseconds: there may be 100,000 keys, and more persons."""
+        """Return the tokens of the day, for `restore` in another process.
+
+        It yields after some milliseconds each: there may be 100,000 keys, and more persons.
+        """
         date = utc_date(self._wall())
         keys: dict[str, int] = {}
         some: list[_Saved] = []
@@ -151,7 +145,7 @@ class Accounts:
         return {"day": date, "tokens": keys, "persons": by_key}
 
     def restore(self, saved: object) -> None:
-        """Continue with what `saved` returned on the same day; anything else is ignored."""
+        """Continue with what `saved_steps` returned on the same day; anything else is ignored."""
         if not isinstance(saved, dict) or saved.get("day") != utc_date(self._wall()):
             return
         tokens, persons = saved.get("tokens"), saved.get("persons")

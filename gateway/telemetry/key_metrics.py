@@ -24,7 +24,7 @@ Series = tuple[dict[str, str], float, float]
 
 
 class KeyCounts:
-    """What was counted for one key."""
+    """Counts of one key."""
 
     __slots__ = ("began", "completion_tokens", "prompt_tokens", "refused", "requests")
 

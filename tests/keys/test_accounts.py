@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from gateway.dialects.json_body import completed
 from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
 from gateway.keys.document import KeysError
@@ -109,7 +110,7 @@ def test_tokens_of_the_day_survive_a_restart_on_the_same_day_only() -> None:
     found = accounts(clocks, policies)
     spend(found, "web", 40)
     spend(found, "ui", 5, "ada")
-    saved = found.saved()
+    saved = completed(found.saved_steps())
     again = accounts(clocks, policies)
     again.restore(saved)
     assert tokens_today(again) == {"web": 40, "ui": 5}
@@ -131,7 +132,7 @@ def test_damaged_state_is_ignored(saved: object) -> None:
     clocks = Clocks()
     found = accounts(clocks, [policy("web"), policy("ui", per_person=Limits(tokens_per_day=100))])
     if isinstance(saved, dict) and saved and "day" not in saved:
-        saved = {"day": found.saved()["day"], **saved}
+        saved = {"day": completed(found.saved_steps())["day"], **saved}
     found.restore(saved)
     assert set(tokens_today(found).values()) <= {0, 5}
 
@@ -141,7 +142,7 @@ def test_saved_persons_are_bounded_to_those_with_the_most(monkeypatch: pytest.Mo
     found = accounts(Clocks(), [policy("ui", per_person=Limits(tokens_per_day=100))])
     for person, tokens in (("a", 1), ("b", 3), ("c", 2)):
         spend(found, "ui", tokens, person)
-    assert found.saved()["persons"] == {"ui": {"b": 3, "c": 2}}
+    assert completed(found.saved_steps())["persons"] == {"ui": {"b": 3, "c": 2}}
 
 
 def test_persons_of_many_keys_are_saved_in_steps_of_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_persons_of_many_keys_are_saved_in_steps_of_a_bounded_number(monkeypatch
     monkeypatch.setattr(Account, "look_at_clock", noting)
     counts = [len(looked_at) for _ in found.saved_steps()]
     assert counts == [*range(2, 21, 2), 20, 20, 20]
-    persons = found.saved()["persons"]
+    persons = completed(found.saved_steps())["persons"]
     most = sorted(spent, key=spent.__getitem__, reverse=True)[:25]
     assert {(name, person): tokens for name, by in persons.items() for person, tokens in by.items()} == {
         each: spent[each] for each in most

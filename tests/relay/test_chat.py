@@ -441,6 +441,13 @@ async def test_long_answer_is_rendered_in_steps(
 @pytest.mark.parametrize("kind", KINDS)
 async def test_long_stream_is_ended_in_steps(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"model": "standard", "input": "Hi", "stream": True, "include": ["message.output_text.logprobs"]}
+    turns: list[str] = []
+
+    async def counted(steps: Any) -> Any:
+        turns.append(steps.__name__)
+        return await in_turns(steps)
+
+    monkeypatch.setattr("gateway.relay.chat.in_turns", counted)
     async with (
         in_front_of(options(kind)) as (gateway, _),
         httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, trust_env=False) as client,
@@ -453,10 +460,11 @@ async def test_long_stream_is_ended_in_steps(kind: Kind, monkeypatch: pytest.Mon
             return [[event["type"], event.get("text"), event.get("logprobs")] for event in events]
 
         short = await shown()
-        assert short[-1][0] == "response.completed"
+        assert (short[-1][0], turns) == ("response.completed", [])
         monkeypatch.setattr("gateway.dialects.openai_responses.LONG_LOGPROBS", 0)
         monkeypatch.setattr("gateway.dialects.long_answers.STEP", 16)
         assert await shown() == short
+    assert turns == ["_filled_in_steps"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.dialects.json_body import completed
 from gateway.errors import BudgetSpent, ConcurrencyExceeded, RateLimited
 from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
@@ -260,7 +261,7 @@ async def test_restarted_replica_does_not_count_its_day_twice(cluster: Cluster) 
     a, b, _ = await cluster.three(tokens_per_day=1000)
     assert await a.burst(4, tokens=100) == 4
     await a.limits.close()
-    saved = a.accounts.saved()
+    saved = completed(a.accounts.saved_steps())
     again = await cluster.start("a2", tokens_per_day=1000, predecessor="a")
     again.accounts.restore(saved)
     await until(lambda: again.link.is_up, PATIENCE)
