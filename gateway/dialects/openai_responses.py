@@ -202,13 +202,13 @@ class EventRenderer:
     def render(self, delta: Delta) -> bytes:
         parts: list[bytes] = []
         if delta.reasoning:
-            parts += self._open("reasoning", REASONING_PREFIX)
+            parts += self._filled(self._open("reasoning", REASONING_PREFIX))
             parts.append(self._piece(b"response.reasoning_text.delta", delta.reasoning))
         if delta.content or delta.logprobs:
-            parts += self._open("message", "msg")
+            parts += self._filled(self._open("message", "msg"))
             parts.append(self._text(delta.content, delta.logprobs))
         for call in delta.calls or ():
-            parts += self._open(f"call {call.index}", "fc", call)
+            parts += self._filled(self._open(f"call {call.index}", "fc", call))
             if call.arguments:
                 parts.append(self._piece(b"response.function_call_arguments.delta", call.arguments, place=b""))
         self._finish = delta.finish or self._finish
@@ -224,7 +224,7 @@ class EventRenderer:
     def _end(self) -> bytes:
         is_cut = self._finish in _INCOMPLETE
         kinds = {item["type"] for item in self._output} | {self._item.kind if self._item else "nothing"}
-        empty = b"".join(self._open("message", "msg")) if _needs_message(kinds, is_cut) else b""
+        empty = self._open("message", "msg") if _needs_message(kinds, is_cut) else b""
         closed = self._close("incomplete" if is_cut else "completed")
         name = "response.incomplete" if is_cut else "response.completed"
         whole = self._response.ended(self._output, self._finish, self._usage)
@@ -234,7 +234,7 @@ class EventRenderer:
         return self._length > LONG_TEXT or self._logprobs > LONG_LOGPROBS
 
     def _filled(self, events: bytes) -> list[bytes]:
-        return [events] if self._fillings is None else completed(self._fillings.fill(events))
+        return [events] if self._fillings is None or not events else completed(self._fillings.fill(events))
 
     def _filled_in_steps(self) -> Steps[list[bytes]]:
         events = self._end()
@@ -276,20 +276,20 @@ class EventRenderer:
                 raise UpstreamError("too_large")
         return self._piece(b"response.output_text.delta", text, b',"logprobs":' + shown)
 
-    def _open(self, kind: str, prefix: str, call: CallDelta | None = None) -> list[bytes]:
-        """Begin an item of this kind, unless it has begun. Return the events of that, in parts."""
+    def _open(self, kind: str, prefix: str, call: CallDelta | None = None) -> bytes:
+        """Begin an item of this kind, unless it has begun. Return the events of that, perhaps with placeholders."""
         if self._item is not None and self._item.kind == kind:
-            return []
-        closed = self._filled(self._close("completed"))
+            return b""
+        closed = self._close("completed")
         index = len(self._output)
         if index >= MAX_ITEMS:
             raise UpstreamError("too_large")
         item = self._item = _OpenItem(kind, self._response.item_id(prefix, index), index, call)
         added = self._event("response.output_item.added", output_index=index, item=item.begun())
         if call is not None:
-            return [*closed, added]
+            return closed + added
         part = _text_part("") if kind == "message" else {"type": "reasoning_text", "text": ""}
-        return [*closed, added, self._part_event("response.content_part.added", item, part=part)]
+        return closed + added + self._part_event("response.content_part.added", item, part=part)
 
     def _part_event(self, name: str, /, item: _OpenItem, **fields: Any) -> bytes:
         return self._event(name, item_id=item.id, output_index=item.index, content_index=0, **fields)

@@ -230,6 +230,22 @@ def test_what_is_kept_for_a_message_is_bounded() -> None:
     assert not one.affinity.placed
 
 
+def test_what_was_told_longest_ago_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.admission.shared_affinity.MOST_KEPT", 2)
+    one = Replica("one")
+
+    def tell(system: str) -> bool:
+        """Return whether the system message is told, as one that was not told of late."""
+        one.serve(turns("question", system=system * 8000))
+        message = one.shared.step(one.shared._now + INTERVAL)
+        return message is not None and bool(msgspec.json.decode(message, type=News).backends["backend"].roots)
+
+    assert [tell(system) for system in "aba"] == [True, True, False]
+    one.shared._now += REPEAT
+    assert [tell(system) for system in "acab"] == [True, True, False, True]
+    assert len(one.shared._told_roots) == 2
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -6,7 +6,9 @@ import pytest
 
 from gateway.dialects.json_body import (
     MAX_DEPTH,
+    MAX_MEMBERS,
     MIN_PAYLOAD,
+    STEP,
     check_media_type,
     completed,
     explain,
@@ -143,6 +145,20 @@ def test_body_that_is_not_an_object_is_invalid_json() -> None:
 
 def nested(levels: int) -> bytes:
     return b'[{"a":' * (levels // 2) + b"[" * (levels % 2) + b"]" * (levels % 2) + b"}]" * (levels // 2)
+
+
+def test_depth_is_counted_on_over_long_bodies() -> None:
+    half, blanks = b"[" * (MAX_DEPTH // 2), b" " * STEP
+    assert not completed(is_too_deep(half + blanks + half))
+    assert completed(is_too_deep(half + blanks + half + blanks + b"["))
+    assert not completed(is_too_deep(half + blanks + b"]" * 8 + half + blanks + b"[" * 8))
+
+
+def test_brackets_after_as_many_as_a_body_may_have_members_do_not_count() -> None:
+    wide = b"[]" * (MAX_MEMBERS // 2 - 1000)
+    deep = b"[" * (MAX_DEPTH + 1)
+    assert completed(is_too_deep(wide + b" " * STEP + deep))
+    assert not completed(is_too_deep(wide + b" " * STEP + b"[]" * 1000 + deep))
 
 
 @pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 20_000, 1_000_000])

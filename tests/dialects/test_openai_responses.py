@@ -475,11 +475,20 @@ def test_the_end_of_a_short_stream_has_no_steps() -> None:
     assert stream.end_steps(clock) is None
 
 
-def test_no_step_of_the_end_of_a_long_stream_is_long() -> None:
+@pytest.mark.parametrize(
+    ("delta", "count", "step"),
+    [
+        (Delta("x", logprobs=[LOGPROB] * 50), MAX_LOGPROBS // 100, 4 * STEP),
+        (Delta("x" * 3000), MAX_TEXT // 3000, 2 * SLICE),
+        (Delta("", "x" * 3000), MAX_TEXT // 3000, 2 * SLICE),
+    ],
+    ids=["log probabilities", "text", "thoughts"],
+)
+def test_no_step_of_the_end_of_a_long_stream_is_long(delta: Delta, count: int, step: int) -> None:
     """Its events repeat the log probabilities four times: 70 MB, which took 100 to 250 ms in one step."""
     stream = call(stream=True).form.stream("1", 10)
-    for _ in range(MAX_LOGPROBS // 100):
-        stream.render(Delta("x", logprobs=[LOGPROB] * 50))
+    for _ in range(count):
+        stream.render(delta)
     steps = stream.end_steps(clock)
     assert steps is not None
     turns, parts = 0, None
@@ -489,7 +498,7 @@ def test_no_step_of_the_end_of_a_long_stream_is_long() -> None:
             turns += 1
         except StopIteration as end:
             parts = end.value
-    assert turns > sum(map(len, parts)) / STEP / 4
+    assert turns > sum(map(len, parts)) / step
     assert max(map(len, parts)) < 2 * SLICE
 
 

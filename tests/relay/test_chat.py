@@ -14,6 +14,7 @@ from gateway.engines.vllm import Vllm
 from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
 from gateway.relay.turns import in_turns
+from gateway.telemetry.exchange import Meter
 from gateway.upstream.failures import check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
 from tests.fakes.images import png_data_url
@@ -447,7 +448,14 @@ async def test_long_stream_is_ended_in_steps(kind: Kind, monkeypatch: pytest.Mon
         turns.append(steps.__name__)
         return await in_turns(steps)
 
+    end_upstream = Meter.end_upstream
+
+    def ended(meter: Meter) -> None:
+        turns.append("upstream ended")
+        end_upstream(meter)
+
     monkeypatch.setattr("gateway.relay.chat.in_turns", counted)
+    monkeypatch.setattr(Meter, "end_upstream", ended)
     async with (
         in_front_of(options(kind)) as (gateway, _),
         httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, trust_env=False) as client,
@@ -460,11 +468,12 @@ async def test_long_stream_is_ended_in_steps(kind: Kind, monkeypatch: pytest.Mon
             return [[event["type"], event.get("text"), event.get("logprobs")] for event in events]
 
         short = await shown()
-        assert (short[-1][0], turns) == ("response.completed", [])
+        assert (short[-1][0], turns) == ("response.completed", ["upstream ended"])
+        turns.clear()
         monkeypatch.setattr("gateway.dialects.openai_responses.LONG_LOGPROBS", 0)
         monkeypatch.setattr("gateway.dialects.long_answers.STEP", 16)
         assert await shown() == short
-    assert turns == ["_filled_in_steps"]
+    assert turns == ["upstream ended", "_filled_in_steps"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

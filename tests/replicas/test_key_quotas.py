@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from gateway.replicas.key_quotas import KeyQuotas, SavedTokens
+from gateway.replicas.key_quotas import FORGOTTEN_SECONDS, KeyQuotas, SavedTokens
 from tests.fakes.processor_time import assert_at_most
 
 
@@ -63,6 +63,16 @@ def test_limits_of_days_that_are_over_are_forgotten() -> None:
             share(quotas, "a", 0, 5)
         assert len(quotas._uses) == len(quotas._reported) <= 2 * 20 + 1
     assert share(quotas, "b", 0, 10) == 5
+
+
+def test_limit_that_was_given_back_is_not_forgotten_twice() -> None:
+    clock = Clock()
+    quotas = KeyQuotas(clock)
+    quotas.share("a", ["limit"], ["day", 100, 0, 5, 0])
+    quotas.share("a", ["limit"], ["day", 100, 0, 0, 0])
+    assert not quotas._uses
+    clock.now += FORGOTTEN_SECONDS
+    assert share(quotas, "b", 0, 10) == 10
 
 
 def test_what_a_replica_held_that_ended_is_forgotten_though_nobody_asks_for_the_limit_again() -> None:
