@@ -32,7 +32,8 @@ class PrefixCache:
     Attributes:
         capacity: characters that it holds. A server tells its size in tokens; how many characters these are
             depends on its tokenizer and on the language, and follows from the prompts that it has counted.
-        is_filled: whether so much was sent to the server that it holds nothing that was sent before the gateway began.
+        is_filled: whether the server holds nothing that was sent before the gateway began, because so much was sent
+            since, or because it has restarted.
         is_sized: whether the server was asked for the size.
         pending: characters that requests there have to compute before their first token.
         elsewhere: cost of the requests that other replicas have there (`affinity.py`).
@@ -96,6 +97,7 @@ class PrefixCache:
         self._known.clear()
         self._roots.clear()
         self._size = 0
+        self.is_filled = True
 
     def known_blocks(self, prompt: PromptBlocks) -> int:
         """Return the number of blocks at the beginning of `prompt` that the server has.

@@ -139,6 +139,12 @@ def test_restarted_server_counts_as_cold() -> None:
     first = serve(gateway, turns("q" * 5000))
     first.prefixes.clear()
     assert first.prefixes.known_blocks(turns("q" * 5000)) == 0
+    assert all(goes_home(gateway, continued(number)) for number in range(12) if at_home(gateway, number) is not first)
+    assert not any(goes_home(gateway, continued(number)) for number in range(12) if at_home(gateway, number) is first)
+
+
+def at_home(gateway: Setup, number: int) -> Server:
+    return gateway.servers[home(gateway, continued(number))]
 
 
 @pytest.mark.parametrize("shared", ["", "s" * 8000])
