@@ -4,6 +4,7 @@ import asyncio
 import gc
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -215,6 +216,10 @@ class Reply:
         self.status = status
         self.headers = headers
         self.body = body
+
+    def names_port(self, port: int) -> bool:
+        """Return whether a number in the body is `port`. Random ids and times may have its digits in them."""
+        return re.search(rb"(?<![0-9A-Za-z])%d(?![0-9A-Za-z])" % port, self.body) is not None
 
     @property
     def events(self) -> list[Any]:
