@@ -4,59 +4,32 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
-from gateway.api.admin_auth import AdminAccess
-from gateway.api.auth import ApiKeys, KeylessPort
-from gateway.api.chat import ChatEndpoint, CompletionEndpoint
+from gateway.api.access import Access
+from gateway.api.auth import ApiKeys
+from gateway.api.chat import ChatParts
+from gateway.api.client_endpoints import client_endpoints
 from gateway.api.cors import Cors
-from gateway.api.embeddings import EmbeddingEndpoint
-from gateway.api.endpoint import Endpoint, Receive, Scope, Send
+from gateway.api.endpoint import EndpointParts, Receive, Scope, Send
 from gateway.api.error_forms import error_answer
 from gateway.api.events import Events
-from gateway.api.hosts import HostCheck, is_loopback_name
+from gateway.api.hosts import is_loopback_name
 from gateway.api.key_routes import limit_headers
 from gateway.api.model_names import ModelNames
-from gateway.api.named_keys import NamedKeys, open_accounts
+from gateway.api.named_keys import NamedKeys
 from gateway.api.operations import Operations
-from gateway.api.operator_chat import PATH as OPERATOR_CHAT_PATH
-from gateway.api.operator_chat import OperatorChatEndpoint
-from gateway.api.paths import (
-    CHAT_PATHS,
-    COMPLETION_PATHS,
-    COUNT_TOKENS_PATHS,
-    EMBEDDING_PATHS,
-    MESSAGE_PATHS,
-    OLLAMA_CHAT_PATH,
-    OLLAMA_EMBED_PATH,
-    OLLAMA_EMBEDDINGS_PATH,
-    OLLAMA_GENERATE_PATH,
-    RERANK_PATHS,
-    RESPONSE_PATHS,
-    checks_host,
-    plain_path,
-)
+from gateway.api.paths import checks_host, plain_path
 from gateway.api.peers import Peers
 from gateway.api.request_headers import reject_loop, request_id_of
-from gateway.api.rerank import RerankEndpoint
 from gateway.api.routes import build, build_metrics_port
 from gateway.body_memory import BodyMemory
 from gateway.chat.images import ImageNormalizer
 from gateway.config import ConfigError, Settings
 from gateway.config.reload import Reloader
-from gateway.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
-from gateway.dialects.dialect import ChatDialect, EmbeddingDialect
-from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
-from gateway.dialects.ollama_embeddings import OllamaEmbed, OllamaEmbeddings
-from gateway.dialects.openai_chat import OpenAiChat
-from gateway.dialects.openai_completions import OpenAiCompletions
-from gateway.dialects.openai_embeddings import OpenAiEmbeddings
-from gateway.dialects.openai_responses import OpenAiResponses
-from gateway.dialects.rerank import CohereRerank
 from gateway.downstream.cycle import RequestResponseCycle
 from gateway.errors import GatewayError, ShuttingDown
 from gateway.keys.accounts import Accounts
@@ -125,8 +98,8 @@ class Gateway:
         """
         if settings.exclusive and (member, settings.redis_url) != (None, None):
             raise ConfigError(["exclusive: true, but replicas share the roll-out; expected a single gateway"])
-        clock = time.monotonic
-        gateway_id = os.urandom(8).hex().encode()
+        self._clock = clock = time.monotonic
+        self._gateway_id = gateway_id = os.urandom(8).hex().encode()
         self.body_memory = BodyMemory(settings.max_waiting_bytes)
         """Memory of the request bodies that are read or wait."""
         self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
@@ -136,77 +109,23 @@ class Gateway:
         """Backends in force, by name. `Backends` fills the dict; a change of the settings updates
         it in place."""
         self._in_flight = InFlight(asyncio.get_running_loop(), clock)
-        destinations = Destinations(settings, self._backends, metrics)
-
+        self._destinations = destinations = Destinations(settings, self._backends, metrics)
         self._sharing = sharing = _sharing_of(settings, member, self._state, metrics.replicas.set)
-        self._rollout_sharing: RolloutSharing | None = None
-        if sharing.document is None:
-            self.rollout = Rollout(settings)
-        else:
-            document = sharing.document
-            self.rollout = shared = SharedRollout(settings, document.replica, common_clock=document.now)
-            self._rollout_sharing = RolloutSharing(shared, document)
-            sharing.add(self._rollout_sharing)
-        self._migration = QueueMigration(destinations, self._in_flight, self.rollout.tiers, clock)
-        self._gpu = GpuSwitcher(
-            settings,
-            self.rollout,
-            self._backends,
-            lambda backend: GpuEngine(backend, self._backend_set.loader(backend), self._health.check, gateway_id),
-            metrics,
-            self._state,
-            clock,
-            lambda change: None if guard is None else guard.watch(change),
-        )
-        controller = RolloutController(
-            self.rollout,
-            self._state,
-            metrics,
-            settings.rollback_to,
-            self._follow,
-            self._rollout_sharing,
-            self._gpu.state.view,
-        )
-        guard: RolloutGuard | None = None
-        if settings.guard is not None:
-            guard = RolloutGuard(
-                settings.guard,
-                self.rollout,
-                settings.rollback_to,
-                self._in_flight.count_pending,
-                clock,
-                lambda: self._gpu.is_switching,
-            )
-        self._live = live = LiveFigures(metrics, self._loads, asyncio.get_running_loop().call_later)
-        observers = [live.observe, *([guard.observe] if guard else [])]
-        self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
+        self._build_rollout(settings)
 
+        self._live = LiveFigures(metrics, self._loads, asyncio.get_running_loop().call_later)
+        observers = [self._live.observe, *([self._guard.observe] if self._guard else [])]
+        self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
         if usage is not None:
             usage.settle = self.settle
             sharing.share_usage(usage, settings.usage_days)
         self._traffic = TrafficRecording()
-
-        learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
-        self._backend_set = Backends(
-            self._backends,
-            settings,
-            metrics,
-            gateway_id,
-            on_down=self._migration.on_backend_down,
-            on_learned=learned_limits.save,
-            on_evicted=self._in_flight.send_again,
-            on_event=sharing.share_hints(self._backends, clock),
-            shared=sharing.limits,
-        )
-        learned_limits.restore()
-        sharing.share_affinity(self._backends, clock)
         self._tracer = tracer
         if tracer is not None:
             tracer.on_exchanges = metrics.keep_exemplars
-        self._discovery = Discovery(settings, destinations)
-        self._health = HealthChecks(settings, self._backends, gateway_id, Backend.refresh, self._discovery.update)
 
-        self._context = context = RelayContext(
+        self._build_backends(settings)
+        self._context = RelayContext(
             settings,
             destinations=destinations,
             in_flight=self._in_flight,
@@ -219,105 +138,134 @@ class Gateway:
             traffic=self._traffic,
             begin_trace=pass_on if tracer is None else tracer.begin,
         )
-        self._preflight = Preflight(context, self.rollout, self._gpu.state)
+        self._preflight = Preflight(self._context, self.rollout, self._gpu.state)
+
+        is_local = is_loopback_name(address or settings.host)
+        access = Access(settings, accounts, admin_token, is_local=is_local, ollama_port=ollama_port)
+        self._build_apis(settings, access, usage, member)
+        self._reconfiguration = self._build_reconfiguration(access.keys, log)
+        self.reload = Reloader(lambda: self.settings, self._reconfiguration.apply, self._operations.record_reload)
+
+    def _build_rollout(self, settings: Settings) -> None:
+        """Build what decides which backend serves, and moves requests and engines when that changes."""
+        self._rollout_sharing: RolloutSharing | None = None
+        document = self._sharing.document
+        if document is None:
+            self.rollout = Rollout(settings)
+        else:
+            self.rollout = shared = SharedRollout(settings, document.replica, common_clock=document.now)
+            self._rollout_sharing = RolloutSharing(shared, document)
+            self._sharing.add(self._rollout_sharing)
+        self._migration = QueueMigration(self._destinations, self._in_flight, self.rollout.tiers, self._clock)
+        self._gpu = GpuSwitcher(
+            settings,
+            self.rollout,
+            self._backends,
+            lambda backend: GpuEngine(backend, self._backend_set.loader(backend), self._health.check, self._gateway_id),
+            self._metrics,
+            self._state,
+            self._clock,
+            lambda change: None if self._guard is None else self._guard.watch(change),
+        )
+        self._controller = RolloutController(
+            self.rollout,
+            self._state,
+            self._metrics,
+            settings.rollback_to,
+            self._follow,
+            self._rollout_sharing,
+            self._gpu.state.view,
+        )
+        self._guard: RolloutGuard | None = None
+        if settings.guard is not None:
+            self._guard = RolloutGuard(
+                settings.guard,
+                self.rollout,
+                settings.rollback_to,
+                self._in_flight.count_pending,
+                self._clock,
+                lambda: self._gpu.is_switching,
+            )
+
+    def _build_backends(self, settings: Settings) -> None:
+        """Build the backends, and what finds out how they are and which models they have."""
+        sharing = self._sharing
+        self._learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
+        self._backend_set = Backends(
+            self._backends,
+            settings,
+            self._metrics,
+            self._gateway_id,
+            on_down=self._migration.on_backend_down,
+            on_learned=self._learned_limits.save,
+            on_evicted=self._in_flight.send_again,
+            on_event=sharing.share_hints(self._backends, self._clock),
+            shared=sharing.limits,
+        )
+        self._learned_limits.restore()
+        sharing.share_affinity(self._backends, self._clock)
+        self._discovery = Discovery(settings, self._destinations)
+        self._health = HealthChecks(settings, self._backends, self._gateway_id, Backend.refresh, self._discovery.update)
+
+    def _build_apis(
+        self, settings: Settings, access: Access, usage: UsageRecorder | None, member: HubMember | None
+    ) -> None:
+        """Build the endpoints of clients and operators."""
         model_names = ModelNames(settings, self._discovery)
         self._operations = operations = Operations(
-            settings, self._backends, model_names, controller, self._health, metrics, guard, live
+            settings,
+            self._backends,
+            model_names,
+            self._controller,
+            self._health,
+            self._metrics,
+            self._guard,
+            self._live,
         )
-        operations.view_replicas = sharing.view
+        operations.view_replicas = self._sharing.view
         self._peers = operations.peers = None if member is None else self._peers_of(member)
         self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
-
-        accounts = accounts or open_accounts(settings)
-        keys = ApiKeys((key.get_secret_value() for key in settings.api_keys), accounts)
         self.named_keys: NamedKeys | None = None
-        if accounts is not None and settings.keys_file is not None:
+        if access.accounts is not None and settings.keys_file is not None:
+            forget, count_plain = self._metrics.keys.forget, access.keys.count_plain
             self.named_keys = NamedKeys(
-                accounts, settings.keys_file, model_names, self._state, metrics.keys.forget, keys.count_plain
+                access.accounts, settings.keys_file, model_names, self._state, forget, count_plain
             )
-        if self.named_keys is not None:
-            sharing.share_keys(self.named_keys)
+            self._sharing.share_keys(self.named_keys)
         self._cors = Cors(settings.cors_origins)
+        self._hosts = access.hosts
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
-        hosts = settings.host, *settings.allowed_hosts
-        is_local = is_loopback_name(address or settings.host)
-        self._hosts = HostCheck(hosts, is_on=keys.is_open and is_local)
-        if settings.ollama_as_key is not None and settings.ollama_port is not None:
-            keys.keyless_port = KeylessPort(
-                ollama_port or settings.ollama_port, settings.ollama_as_key, HostCheck(hosts, is_on=is_local)
-            )
-
-        def chat_endpoint(dialect: ChatDialect, kind: Callable[..., ChatEndpoint] = ChatEndpoint) -> ChatEndpoint:
-            return kind(
-                dialect,
-                context,
-                keys,
-                model_names,
-                self.rollout,
-                self._cors,
-                self._hosts,
-                self._images,
-                self._image_fetcher,
-            )
-
-        def embedding_endpoint(dialect: EmbeddingDialect) -> EmbeddingEndpoint:
-            return EmbeddingEndpoint(dialect, context, keys, model_names, self._cors, self._hosts)
-
-        self._endpoints: dict[str, Endpoint[Any]] = {
-            **dict.fromkeys(CHAT_PATHS, chat_endpoint(OpenAiChat())),
-            **dict.fromkeys(COMPLETION_PATHS, chat_endpoint(OpenAiCompletions(), CompletionEndpoint)),
-            **dict.fromkeys(EMBEDDING_PATHS, embedding_endpoint(OpenAiEmbeddings())),
-            **dict.fromkeys(
-                RERANK_PATHS, RerankEndpoint(CohereRerank(), context, keys, model_names, self._cors, self._hosts)
-            ),
-            **dict.fromkeys(MESSAGE_PATHS, chat_endpoint(AnthropicMessages())),
-            **dict.fromkeys(COUNT_TOKENS_PATHS, chat_endpoint(AnthropicCountTokens())),
-            **dict.fromkeys(RESPONSE_PATHS, chat_endpoint(OpenAiResponses())),
-            OLLAMA_CHAT_PATH: chat_endpoint(OllamaChat()),
-            OLLAMA_GENERATE_PATH: chat_endpoint(OllamaGenerate()),
-            OLLAMA_EMBED_PATH: embedding_endpoint(OllamaEmbed()),
-            OLLAMA_EMBEDDINGS_PATH: embedding_endpoint(OllamaEmbeddings()),
-        }
-        admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
-        scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
-        admin_access = AdminAccess(admin, admin_token, trusts_loopback=keys.is_open)
-        self._endpoints[OPERATOR_CHAT_PATH] = chat_endpoint(OpenAiChat(), partial(OperatorChatEndpoint, admin_access))
-        self._rest = build(
-            operations,
-            self._events,
-            self._preflight,
-            keys,
-            self.named_keys,
-            usage,
-            admin_access,
-            AdminAccess([*admin, *scraper], admin_token, trusts_loopback=keys.is_open),
+        self._endpoints = client_endpoints(
+            EndpointParts(self._context, access.keys, model_names, self._cors, self._hosts),
+            ChatParts(self.rollout, self._images, self._image_fetcher),
+            access.operator,
         )
-        self.metrics_port_app = build_metrics_port(self._operations)
+        self._rest = build(operations, self._events, self._preflight, access, self.named_keys, usage)
+        self.metrics_port_app = build_metrics_port(operations)
 
-        self._reconfiguration = Reconfiguration(
+    def _build_reconfiguration(self, keys: ApiKeys, log: ExchangeLog) -> Reconfiguration:
+        return Reconfiguration(
             backends=self._backend_set,
-            learned_limits=learned_limits,
+            learned_limits=self._learned_limits,
             health=self._health,
-            destinations=destinations,
+            destinations=self._destinations,
             discovery=self._discovery,
             in_flight=self._in_flight,
-            context=context,
-            controller=controller,
+            context=self._context,
+            controller=self._controller,
             gpu=self._gpu,
             migration=self._migration,
-            guard=guard,
+            guard=self._guard,
             preflight=self._preflight,
             endpoints=list(dict.fromkeys(self._endpoints.values())),
             operations=self._operations,
-            metrics=metrics,
+            metrics=self._metrics,
             recorder=self._recorder,
             log=log,
             keys=keys,
             named_keys=self.named_keys,
         )
-        self._destinations = destinations
-        self.reload = Reloader(lambda: self.settings, self._reconfiguration.apply, self._operations.record_reload)
 
     @property
     def settings(self) -> Settings:

@@ -3,15 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from msgspec import structs
 
-from gateway.api.auth import ApiKeys
 from gateway.api.auto import TASK, AutoRules
-from gateway.api.cors import Cors
-from gateway.api.endpoint import Endpoint, RequestContext
-from gateway.api.hosts import HostCheck
+from gateway.api.endpoint import Endpoint, EndpointParts, RequestContext
 from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import random_id
 from gateway.body_memory import weight
@@ -32,7 +29,6 @@ from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.choices import ChoiceConnection, ChoicesRelay, chats_of
 from gateway.relay.completions import CompletionRelay
-from gateway.relay.context import RelayContext
 from gateway.relay.discovery import DiscoveredModel
 from gateway.relay.load import LoadRelay, UnloadRelay
 from gateway.relay.requests import ChatRequest, ClientConnection
@@ -50,29 +46,26 @@ MAX_ANSWERS = 128
 """Answers for which a request asks a quota before it has been checked."""
 
 
+class ChatParts(NamedTuple):
+    """What the endpoints for chats share in addition."""
+
+    rollout: Rollout
+    images: ImageNormalizer
+    fetcher: ImageFetcher
+
+
 class ChatEndpoint(Endpoint[ChatCall]):
     """Endpoint of one client API for chats."""
 
     relay_class: ClassVar[type[ChatRelay]] = ChatRelay
 
-    def __init__(
-        self,
-        dialect: ChatDialect,
-        context: RelayContext,
-        keys: ApiKeys,
-        model_names: ModelNames,
-        rollout: Rollout,
-        cors: Cors,
-        hosts: HostCheck,
-        images: ImageNormalizer,
-        fetcher: ImageFetcher | None = None,
-    ) -> None:
-        super().__init__(dialect, context, keys, model_names, cors, hosts)
+    def __init__(self, dialect: ChatDialect, parts: EndpointParts, chat_parts: ChatParts) -> None:
+        super().__init__(dialect, parts)
         self._dialect = dialect
-        self._tier_routes = rollout.tiers
-        self._images = images
-        self._fetcher = fetcher or ImageFetcher()
-        self._apply(context.settings)
+        self._tier_routes = chat_parts.rollout.tiers
+        self._images = chat_parts.images
+        self._fetcher = chat_parts.fetcher
+        self._apply(parts.context.settings)
 
     def _apply(self, settings: Settings) -> None:
         self._auto = AutoRules(settings)

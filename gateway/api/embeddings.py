@@ -2,15 +2,10 @@
 
 import asyncio
 
-from gateway.api.auth import ApiKeys
-from gateway.api.cors import Cors
-from gateway.api.endpoint import Endpoint, RequestContext
-from gateway.api.hosts import HostCheck
-from gateway.api.model_names import ModelNames
+from gateway.api.endpoint import Endpoint, EndpointParts, RequestContext
 from gateway.body_memory import HeldBody
 from gateway.dialects.dialect import EmbeddingCall, EmbeddingDialect
 from gateway.dialects.json_body import Steps
-from gateway.relay.context import RelayContext
 from gateway.relay.embeddings import EmbeddingRelay
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
 
@@ -18,16 +13,8 @@ from gateway.relay.requests import ClientConnection, EmbeddingRequest
 class EmbeddingEndpoint(Endpoint[EmbeddingCall]):
     """Endpoint of one client API for embeddings."""
 
-    def __init__(
-        self,
-        dialect: EmbeddingDialect,
-        context: RelayContext,
-        keys: ApiKeys,
-        model_names: ModelNames,
-        cors: Cors,
-        hosts: HostCheck,
-    ) -> None:
-        super().__init__(dialect, context, keys, model_names, cors, hosts)
+    def __init__(self, dialect: EmbeddingDialect, parts: EndpointParts) -> None:
+        super().__init__(dialect, parts)
         self._dialect = dialect
         self._parsing = asyncio.Lock()
 

@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -94,30 +94,32 @@ class RequestContext(Struct, frozen=True, gc=False):
         return terms.came_through, terms.read_timeout, lines, hold
 
 
+class EndpointParts(NamedTuple):
+    """What all data endpoints share."""
+
+    context: RelayContext
+    keys: ApiKeys
+    model_names: ModelNames
+    cors: Cors
+    hosts: HostCheck
+
+
 ParsedBody = TypeVar("ParsedBody")
 
 
 class Endpoint(ABC, Generic[ParsedBody]):
     """Base of the data endpoints; `ParsedBody` is the type of the parsed request body."""
 
-    def __init__(
-        self,
-        dialect: Dialect,
-        context: RelayContext,
-        keys: ApiKeys,
-        model_names: ModelNames,
-        cors: Cors,
-        hosts: HostCheck,
-    ) -> None:
+    def __init__(self, dialect: Dialect, parts: EndpointParts) -> None:
         self._name = dialect.endpoint
         self._errors = dialect.errors
         self._needs_media_type = dialect.needs_media_type
-        self._context = context
-        self._keys = keys
-        self._model_names = model_names
+        self._context = context = parts.context
+        self._keys = parts.keys
+        self._model_names = model_names = parts.model_names
         self._session_header = (context.settings.session_header or "").encode()
-        self._cors = cors
-        self._hosts = hosts
+        self._cors = parts.cors
+        self._hosts = parts.hosts
         self._user_header = (context.settings.user_header or "").encode()
         self._plain_claims: dict[str, Claim] = {}
         self._are_claims_special = bool(self._user_header) or model_names.has_batch

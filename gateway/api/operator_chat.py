@@ -5,10 +5,11 @@ from typing import Any
 
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import Caller
-from gateway.api.chat import ChatEndpoint
-from gateway.api.endpoint import RequestContext
+from gateway.api.chat import ChatEndpoint, ChatParts
+from gateway.api.endpoint import EndpointParts, RequestContext
 from gateway.api.request_headers import Fields, reject_loop
 from gateway.chat.request import Chat
+from gateway.dialects.dialect import ChatDialect
 from gateway.errors import InvalidRequest, MethodNotAllowed
 from gateway.relay.chat import ChatRelay
 from gateway.relay.requests import ClientConnection
@@ -32,14 +33,16 @@ class OperatorChatEndpoint(ChatEndpoint):
 
     relay_class = OperatorChatRelay
 
-    def __init__(self, admin: AdminAccess, *parts: Any) -> None:
-        """`admin` decides who has access; `parts` are those of a `ChatEndpoint`."""
-        super().__init__(*parts)
-        self._admin = admin
+    def __init__(
+        self, dialect: ChatDialect, parts: EndpointParts, chat_parts: ChatParts, operator: AdminAccess
+    ) -> None:
+        """`operator` decides who has access."""
+        super().__init__(dialect, parts, chat_parts)
+        self._operator = operator
 
     def _identify(self, scope: Mapping[str, Any], client: ClientConnection, fields: Fields) -> Caller:
         peer = scope["client"]
-        identity = self._admin.check(peer[0] if peer else None, scope["headers"])
+        identity = self._operator.check(peer[0] if peer else None, scope["headers"])
         reject_loop(fields, self._context.gateway_id)
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")

@@ -1,14 +1,9 @@
 """Endpoint for reranking."""
 
-from gateway.api.auth import ApiKeys
-from gateway.api.cors import Cors
-from gateway.api.endpoint import Endpoint, RequestContext
-from gateway.api.hosts import HostCheck
-from gateway.api.model_names import ModelNames
+from gateway.api.endpoint import Endpoint, EndpointParts, RequestContext
 from gateway.api.request_headers import random_id
 from gateway.dialects.json_body import Steps
 from gateway.dialects.rerank import CohereRerank, RerankCall
-from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection, RerankRequest
 from gateway.relay.rerank import RerankRelay
 
@@ -16,16 +11,8 @@ from gateway.relay.rerank import RerankRelay
 class RerankEndpoint(Endpoint[RerankCall]):
     """Endpoint for reranking."""
 
-    def __init__(
-        self,
-        dialect: CohereRerank,
-        context: RelayContext,
-        keys: ApiKeys,
-        model_names: ModelNames,
-        cors: Cors,
-        hosts: HostCheck,
-    ) -> None:
-        super().__init__(dialect, context, keys, model_names, cors, hosts)
+    def __init__(self, dialect: CohereRerank, parts: EndpointParts) -> None:
+        super().__init__(dialect, parts)
         self._dialect = dialect
 
     def _parse(self, body: bytes) -> tuple[RerankCall, int]:

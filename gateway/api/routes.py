@@ -10,8 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
-from gateway.api.admin_auth import AdminAccess
-from gateway.api.auth import ApiKeys
+from gateway.api.access import Access
 from gateway.api.console import add_console
 from gateway.api.error_forms import error_answer
 from gateway.api.events import Events
@@ -34,16 +33,14 @@ def build(
     operations: Operations,
     events: Events,
     preflight: Preflight,
-    keys: ApiKeys,
+    access: Access,
     named_keys: NamedKeys | None,
     usage: UsageRecorder | None,
-    admin: AdminAccess,
-    metrics_guard: AdminAccess,
 ) -> FastAPI:
     """Build the application for everything but the data endpoints."""
 
     def client(request: Request) -> Allows:
-        caller = keys.identify(request.scope["headers"], None, request.scope["server"])
+        caller = access.keys.identify(request.scope["headers"], None, request.scope["server"])
         if caller.account is None:
             return allow_all
         request.scope["extensions"][ACCOUNT] = caller.account
@@ -51,10 +48,10 @@ def build(
         return caller.account.allows
 
     async def operator(request: Request) -> str:
-        return admin.check(request.client.host if request.client else None, request.scope["headers"])
+        return access.operator.check(request.client.host if request.client else None, request.scope["headers"])
 
     def scraper(request: Request) -> None:
-        metrics_guard.check(request.client.host if request.client else None, request.scope["headers"])
+        access.scraper.check(request.client.host if request.client else None, request.scope["headers"])
 
     app = _bare_app()
     for prefix in ("/v1", ""):
