@@ -30,8 +30,10 @@ from PIL import Image
 from benchmarks.processes import started
 from benchmarks.report import mark, percentile
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import AdmissionLimits, LaneLimits, Queue, QueueEntry, ServerSlots
+from gateway.admission.limits import AdmissionLimits, LaneLimits
+from gateway.admission.queues import Queue, QueueEntry
 from gateway.admission.scheduler import Admission
+from gateway.admission.server_slots import ServerSlots
 from gateway.simulate import SEED_SLOWDOWN
 
 FEW, MANY = 10, 10_000

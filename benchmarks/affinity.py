@@ -23,7 +23,7 @@ from benchmarks.affinity_model import BLOCK_TOKENS, CACHE_BLOCKS, ModelServer, R
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import ConcurrencyLimit
 from gateway.admission.prefix_cache import PrefixCache
-from gateway.admission.queues import Gate, Placement, ServerSlots
+from gateway.admission.server_slots import Gate, Placement, ServerSlots
 from gateway.admission.shared_affinity import SharedAffinity
 from gateway.chat.message import CalledFunction, Message, ToolCall
 from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks

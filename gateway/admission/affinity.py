@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from gateway.admission.prefix_cache import PrefixCache
-from gateway.admission.queues import Placement
+from gateway.admission.server_slots import Placement
 from gateway.chat.prompt_blocks import PromptBlocks
 
 LOAD = 512.0

@@ -17,7 +17,8 @@ from typing import Protocol
 
 from gateway.admission.admitting import Admitting
 from gateway.admission.concurrency_limits import ConcurrencyLimit
-from gateway.admission.queues import LimitSource, Queue
+from gateway.admission.limits import LimitSource
+from gateway.admission.queues import Queue
 
 MOST_WANTED = 8
 """Requests of one queue for which slots are asked at a time."""

@@ -1,26 +1,21 @@
-"""Data of admission: servers with their limits, queues, and the requests in them.
+"""Queues of admission, and the requests in them.
 
 Pure. The steps that change this data are in `scheduler.py`.
 """
 
 import math
 import statistics
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
 
 from gateway.admission.closure import Closure
-from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit, LoadSample
+from gateway.admission.concurrency_limits import ConcurrencyLimit, LoadSample
 from gateway.admission.fair_queue import Claim, FairQueue
-from gateway.admission.model_residency import ModelResidency
+from gateway.admission.limits import LaneLimits, LaneName
 from gateway.admission.model_state import ModelState
-from gateway.admission.prefix_cache import PrefixCache
+from gateway.admission.server_slots import Placement, ServerSlots
 from gateway.chat.prompt_blocks import PromptBlocks
 from gateway.errors import GatewayError
-
-LaneName = str
-"""Lane: `text`, `vision`, or another one that the backend is given."""
 
 SERVICE_SAMPLES = 64
 BATCH_SHARE = 10
@@ -30,184 +25,6 @@ POSITION_AGE_SECONDS = 1.0
 
 LOADING_CHECK_SECONDS = 0.25
 """Interval of timeout checks once a request has used up its wait while its model loads."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaneLimits:
-    """Limits of a lane: `slots` on each server, queued requests, and seconds in the queue.
-
-    `slots` is None if the lane may use all slots of a server.
-    """
-
-    slots: int | None
-    max_queue: int
-    queue_timeout: float
-    is_separate: bool = False
-    """True if `slots` are separate: they do not count toward the server or its models."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissionLimits:
-    """Limits of a backend: `slots` on each server, and `model_slots` of them for each model.
-
-    If `model_slots` is None, the limit is learned, starting at `first_guess`. This requires
-    `can_learn`.
-    """
-
-    slots: int
-    model_slots: int | None
-    lanes: Mapping[LaneName, LaneLimits]
-    can_learn: bool = False
-    first_guess: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class TierLimits:
-    """Limits that a tier sets for its own requests. None means that the tier sets no such limit.
-
-    `slots` applies in addition to the server's slots. The others replace the shared limits.
-    """
-
-    slots: int | None = None
-    model_slots: int | None = None
-    lane_slots: int | None = None
-    max_queue: int | None = None
-    queue_timeout: float | None = None
-
-
-class LimitSource:
-    """Source of the limits of one backend. This one makes limits of this replica alone.
-
-    `place` is the server's address, and `name` that of the limit there.
-    """
-
-    def fixed(self, place: str, name: str, slots: int) -> ConcurrencyLimit:
-        """Return a limit that is set by the operator."""
-        return ConcurrencyLimit(slots)
-
-    def adaptive(self, place: str, name: str, slots: int, is_held: bool) -> ConcurrencyLimit:
-        """Return a limit that is learned, from `slots` on."""
-        return AdaptiveLimit(slots, is_held)
-
-    def queued(self) -> None:
-        """Record that a request was queued, or that queued requests still cannot run after something changed."""
-
-    def dropped(self) -> None:
-        """Record that servers or queues were dropped, whose limits may not be needed any more."""
-
-
-class Gate:
-    """Gate before the requests of one model in one lane on one server. This one is always open.
-
-    `upstream/outlier_detection.py` has one that closes when too many of these requests fail.
-    """
-
-    __slots__ = ("restrains",)
-
-    def __init__(self) -> None:
-        self.restrains = False
-        """True if `allows` has to be asked. Otherwise every request is allowed."""
-
-    def allows(self) -> bool:
-        """Return whether the server may get one more of these requests, apart from its slots."""
-        return True
-
-    def accepts(self) -> bool:
-        """Return whether it may get one that a fallback could serve as well."""
-        return True
-
-    def begin_trial(self) -> bool:
-        """Return whether the request that begins while the gate restrains is on trial."""
-        return False
-
-    def end_trial(self, began: float) -> None:
-        """Record that a request on trial, which began at the time `began`, has ended or gone elsewhere."""
-
-    def succeed(self, claim: Claim, size: int, seconds: float | None, is_trial: bool) -> None:
-        """Record a whole answer to a request of `size` bytes.
-
-        Its first token took `seconds`, or None if the answer was not streamed.
-        """
-
-    def begin_answer(self) -> None:
-        """Record the first token of an answer. Required only while `restrains` is true."""
-
-    def fail(self, reason: str, sent: float, claim: Claim, is_trial: bool) -> None:
-        """Record the failure of a request that was sent at the time `sent`."""
-
-
-class ServerSlots(ABC):
-    """A server as admission sees it: what runs there, and what could run."""
-
-    __slots__ = ("guesses", "lanes", "models", "place", "prefixes", "residency", "separate_lanes", "slots")
-
-    def __init__(self) -> None:
-        self.place = ""
-        """Address, by which all replicas of the gateway know the server."""
-        self.slots = ConcurrencyLimit(0)
-        self.models: dict[str, ConcurrencyLimit] = {}
-        """Model limits by canonical name."""
-        self.lanes: dict[LaneName, ConcurrencyLimit] = {}
-        """Limits of the lanes that are restricted to some of the server's slots."""
-        self.separate_lanes: dict[LaneName, ConcurrencyLimit] = {}
-        """Limits of the lanes with separate slots."""
-        self.guesses: dict[str, int] = {}
-        """Model limits learned earlier, by canonical name."""
-        self.residency: ModelResidency | None = None
-        """Loaded models, or None if the server does not have to load models."""
-        self.prefixes = PrefixCache()
-
-    @property
-    def running(self) -> int:
-        """Number of requests in the server's shared slots."""
-        return self.slots.count
-
-    @property
-    def load(self) -> int:
-        """Number of requests on the server, including those in separate lanes."""
-        return self.slots.count + sum(limit.count for limit in self.separate_lanes.values())
-
-    def lane_limit(self, lane: LaneName) -> ConcurrencyLimit:
-        """Return the limit that all requests of `lane` share on this server."""
-        return self.separate_lanes.get(lane) or self.lanes.get(lane) or self.slots
-
-    @abstractmethod
-    def serves(self, model: str) -> bool:
-        """Return whether the server has `model`, given by the name that it uses there."""
-
-    @abstractmethod
-    def is_up(self) -> bool:
-        """Return whether the server may get one more request, apart from its slots.
-
-        Called before each request.
-        """
-
-    def gate(self, model: str, lane: LaneName) -> Gate:
-        """Return the gate before requests of `lane` for `model`."""
-        return Gate()
-
-
-class Placement:
-    """A server, and the limits, the gate and the model state that one queue's requests need there.
-
-    `state` is None if the server does not have to load models.
-    """
-
-    __slots__ = ("adaptive", "gate", "limits", "server", "state")
-
-    def __init__(
-        self, server: ServerSlots, limits: tuple[ConcurrencyLimit, ...], gate: Gate, state: ModelState | None = None
-    ) -> None:
-        self.server = server
-        self.limits = limits
-        self.gate = gate
-        self.state = state
-        self.adaptive = next((limit for limit in limits if isinstance(limit, AdaptiveLimit)), None)
-
-    @property
-    def busyness(self) -> tuple[int, int]:
-        """Sort key: requests in flight at the server, and the number of the last request that it got."""
-        return self.limits[0].count, self.server.prefixes.turn
 
 
 class QueueEntry:

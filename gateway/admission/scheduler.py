@@ -75,48 +75,21 @@ could run, and where only a load is missing, the load has been taken care of. A 
 The time that a model takes to load does not count as waiting, except toward the client's own
 deadline.
 
-Time. Service times are measured per queue, over the requests that got their whole answer. Their
-median gives `Retry-After`, the estimates for queued requests, and the refusal of deadlines that
-cannot be met. It is never a reason to refuse a request that finds a free slot, because then an
-outdated median would never be renewed.
+Time. Service times are measured per queue, over the requests that got their whole answer. What
+follows from them is in `wait_estimates.py`.
 """
 
-import math
-import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.closure import Closure
 from gateway.admission.concurrency_limits import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, AdaptiveLimit, ConcurrencyLimit
-from gateway.admission.queues import (
-    BATCH_SHARE,
-    AdmissionLimits,
-    Lane,
-    LaneName,
-    LimitSource,
-    Placement,
-    Queue,
-    QueueEntry,
-    ServerSlots,
-    TierLimits,
-)
+from gateway.admission.limits import AdmissionLimits, LaneName, LimitSource, TierLimits
+from gateway.admission.queues import Lane, Queue, QueueEntry
 from gateway.admission.server_limits import ServerLimits, forget_models, limits_of
-from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-
-RETRY_SECONDS_UNKNOWN = 5
-
-
-class WaitEstimate(NamedTuple):
-    """Estimate for a queued request: its position from 1 on, and the seconds until it runs.
-
-    `seconds` is None if no service time is known.
-    """
-
-    position: int
-    seconds: float | None
-    is_loading: bool = False
-    """True if the model is being loaded, which comes first."""
+from gateway.admission.server_slots import Placement, ServerSlots
+from gateway.admission.wait_estimates import refuse_hopeless
 
 
 class Transfer(NamedTuple):
@@ -271,7 +244,7 @@ class Admission:
         if placement is not None:
             self._start(ticket, placement)
             return
-        self._refuse_hopeless(ticket)
+        refuse_hopeless(ticket, self._clock())
         self._enqueue(ticket)
         if self._trial_placement(queue) is not None or self._schedule_loads():
             self._admit_next()
@@ -498,49 +471,3 @@ class Admission:
 
     def now(self) -> float:
         return self._clock()
-
-    def retry_after(self, queue: Queue) -> int:
-        """Return the `Retry-After` for a refused request: whole seconds, from 1 to 60.
-
-        This is the estimated wait behind all queued requests, randomised so that clients do not
-        come back all at once.
-        """
-        seconds = queue.estimated_wait(queue.waiting)
-        if self.closure.is_closed:
-            left = self.closure.seconds_left(self._clock())
-            seconds = left if seconds is None else seconds + (left or 0.0)
-        if seconds is None:
-            return RETRY_SECONDS_UNKNOWN
-        return min(60, max(1, math.ceil(seconds * random.uniform(0.8, 1.2))))
-
-    def wait_estimate(self, ticket: QueueEntry) -> WaitEstimate:
-        """Return the estimate for a queued ticket."""
-        now = self._clock()
-        ahead = ticket.queue.position_of(ticket, now)
-        seconds = ticket.queue.estimated_wait(ahead)
-        if self.closure.is_closed:
-            left = self.closure.seconds_left(now)
-            return WaitEstimate(ahead + 1, None if left is None else left + (seconds or 0.0))
-        return WaitEstimate(ahead + 1, seconds, ticket.queue.is_loading)
-
-    def _refuse_hopeless(self, ticket: QueueEntry) -> None:
-        queue, claim = ticket.queue, ticket.claim
-        if not any(placement.server.serves(queue.model) for placement in queue.placements):
-            raise ModelNotFound("The model behind this name is not present on its backend.", param="model")
-        if queue.room.is_full and not queue.has_slot_but_no_model() and not queue.expects_slot():
-            raise QueueFull(
-                "The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(queue)
-            )
-        service = None if claim.timeout is None else queue.service_seconds()
-        if service is None or claim.timeout is None:
-            return
-        ahead = queue.fair_queue(claim).count_ahead_of_new(claim.key)
-        if claim.is_batch:
-            ahead += min(queue.interactive.count, (BATCH_SHARE - 1) * (ahead + 1))
-        closed = self.closure.seconds_left(self._clock()) or 0.0
-        if closed + service * (queue.rounds(ahead) + 1) > claim.timeout:
-            raise QueueTimeout(
-                f"The queue is too long for an answer within {claim.timeout:g} seconds. "
-                "Try again later, or allow more time.",
-                retry_after=self.retry_after(queue),
-            )

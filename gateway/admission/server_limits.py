@@ -6,8 +6,10 @@ Synchronous, like `scheduler.py`, which counts the requests.
 from collections.abc import Callable, Collection, Iterator
 
 from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit
+from gateway.admission.limits import AdmissionLimits, LaneName, LimitSource, TierLimits
 from gateway.admission.model_state import ModelState
-from gateway.admission.queues import AdmissionLimits, Lane, LaneName, LimitSource, Placement, ServerSlots, TierLimits
+from gateway.admission.queues import Lane
+from gateway.admission.server_slots import Placement, ServerSlots
 
 
 class ServerLimits:

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from gateway.admission.affinity import LOAD, Affinity
 from gateway.admission.prefix_cache import PrefixCache
-from gateway.admission.queues import ServerSlots
+from gateway.admission.server_slots import ServerSlots
 from gateway.chat.prompt_blocks import PromptBlocks
 
 INTERVAL = 0.05

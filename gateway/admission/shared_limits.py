@@ -33,7 +33,8 @@ from typing import NamedTuple
 
 from gateway.admission.admitting import Admitting
 from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit, LoadSample
-from gateway.admission.queues import LimitSource, Queue
+from gateway.admission.limits import LimitSource
+from gateway.admission.queues import Queue
 
 WANTED, TURNS = 1, 2
 """Contest: other replicas wait for slots; and there are fewer slots than replicas that wait."""

@@ -4,8 +4,10 @@ import asyncio
 from typing import Self
 
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import Queue, QueueEntry, ServerSlots
-from gateway.admission.scheduler import Admission, Transfer, WaitEstimate
+from gateway.admission.queues import Queue, QueueEntry
+from gateway.admission.scheduler import Admission, Transfer
+from gateway.admission.server_slots import ServerSlots
+from gateway.admission.wait_estimates import WaitEstimate, retry_after, wait_estimate
 from gateway.errors import GatewayError, QueueTimeout
 
 LATE_SECONDS = 0.02
@@ -61,8 +63,7 @@ class Ticket(QueueEntry):
         """Wait for a slot.
 
         Time during which the model loads, or the backend is closed, does not count toward
-        `queue_timeout`. It does count
-        toward the client's own timeout.
+        `queue_timeout`. It does count toward the client's own timeout.
 
         Raises:
             QueueTimeout: no slot came free within `queue_timeout` seconds, or within the client's
@@ -92,10 +93,10 @@ class Ticket(QueueEntry):
         if left > LATE_SECONDS:
             self._timer = asyncio.get_running_loop().call_later(left, self._on_timeout, seconds, since, loaded_before)
             return
-        retry_after = self._admission.retry_after(self.queue)
         is_client_timeout = self.claim.timeout is not None and self.claim.timeout <= self.queue.queue_timeout
         limit = "the client's deadline (x-gateway-timeout)" if is_client_timeout else f"{seconds:g} seconds"
-        self.refuse(QueueTimeout(f"No slot came free within {limit}. Try again later.", retry_after=retry_after))
+        seconds = retry_after(self.queue, self._admission.now())
+        self.refuse(QueueTimeout(f"No slot came free within {limit}. Try again later.", retry_after=seconds))
 
     def refuse(self, error: GatewayError) -> None:
         """End the wait in the queue with `error`."""
@@ -139,4 +140,4 @@ class Ticket(QueueEntry):
         self._admission.first_token(self)
 
     def wait_estimate(self) -> WaitEstimate:
-        return self._admission.wait_estimate(self)
+        return wait_estimate(self, self._admission.now())

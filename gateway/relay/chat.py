@@ -6,7 +6,7 @@ from functools import partial
 
 from msgspec import structs
 
-from gateway.admission.scheduler import WaitEstimate
+from gateway.admission.wait_estimates import WaitEstimate
 from gateway.chat.answer import Answer, Assembler, Delta, TimedUsage, Usage, assemble
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.normalizer import Normalizer

@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from gateway.admission.queues import LaneName, Queue
+from gateway.admission.limits import LaneName
+from gateway.admission.queues import Queue
 from gateway.config import BackendLimits, Settings
 from gateway.relay.route import Route, fallback_route
 from gateway.telemetry.exchange import CHAT, EMBEDDINGS, LANES, NONE, WORKLOADS, Workload

@@ -20,7 +20,7 @@ more, on a new connection. If that fails too before a byte has come, both tries 
 one attempt.
 """
 
-from gateway.admission.queues import LaneName
+from gateway.admission.limits import LaneName
 from gateway.admission.ticket import Ticket
 from gateway.errors import (
     BackendUnavailable,

@@ -9,7 +9,7 @@ from typing import ClassVar
 from msgspec import structs
 
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import LaneName
+from gateway.admission.limits import LaneName
 from gateway.admission.ticket import Ticket
 from gateway.chat.answer import Timings
 from gateway.dialects.dialect import Form

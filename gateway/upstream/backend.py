@@ -11,8 +11,9 @@ from typing import Literal
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.admission.hub_limits import HubLimits
+from gateway.admission.limits import AdmissionLimits, LaneLimits, LaneName, TierLimits
 from gateway.admission.model_state import ModelState
-from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
+from gateway.admission.queues import Queue
 from gateway.admission.scheduler import Admission
 from gateway.admission.shared_limits import SharedLimits
 from gateway.config import BackendSettings, LimitOverrides

@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from gateway.admission.queues import LaneName
+from gateway.admission.limits import LaneName
 from gateway.upstream.backend import Backend
 from gateway.upstream.server import Server
 

@@ -42,7 +42,8 @@ from math import inf
 from typing import Literal
 
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import Gate, LaneName
+from gateway.admission.limits import LaneName
+from gateway.admission.server_slots import Gate
 
 IN_A_ROW = 5
 """Envoy's default. An odd request that a client library repeats twice fails three times."""

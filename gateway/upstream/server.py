@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 
-from gateway.admission.queues import LaneName, ServerSlots
+from gateway.admission.limits import LaneName
+from gateway.admission.server_slots import ServerSlots
 from gateway.config import ServerSettings
 from gateway.engines.engine import ModelFacts, Models
 from gateway.upstream.circuit_breaker import CircuitBreaker

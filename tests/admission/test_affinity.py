@@ -5,7 +5,7 @@ from collections import Counter, deque
 import pytest
 
 from gateway.admission.affinity import LOAD, Affinity
-from gateway.admission.queues import ServerSlots
+from gateway.admission.server_slots import ServerSlots
 from gateway.chat.message import Message
 from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
 from gateway.chat.request import Chat

@@ -7,7 +7,8 @@ import pytest
 
 from gateway.admission.concurrency_limits import TRY_AGAIN_SECONDS
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import BATCH_SHARE, AdmissionLimits, LaneLimits, LaneName, TierLimits
+from gateway.admission.limits import AdmissionLimits, LaneLimits, LaneName, TierLimits
+from gateway.admission.queues import BATCH_SHARE
 from gateway.errors import ModelNotFound, QueueFull
 from tests.fakes.admission import FOREVER, Server, Setup, limits, setup
 

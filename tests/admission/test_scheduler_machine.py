@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.admission.fair_queue import Claim
+from gateway.admission.limits import LaneName, TierLimits
 from gateway.admission.model_residency import LoadedModels
-from gateway.admission.queues import BATCH_SHARE, LaneName, Queue, TierLimits
+from gateway.admission.queues import BATCH_SHARE, Queue
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 from tests.fakes.admission import Request, Server, Setup, limits, setup
 

@@ -1,10 +1,16 @@
-"""Limits at the servers of a backend: which ones a request needs, and which ones requests share."""
+"""Limits at the servers of a backend: which ones a request needs, and which ones requests share.
+
+Covers: gateway/admission/limits.py
+Covers: gateway/admission/server_slots.py
+"""
 
 import pytest
 
 from gateway.admission.concurrency_limits import AdaptiveLimit
-from gateway.admission.queues import AdmissionLimits, Lane, LaneLimits, LaneName, LimitSource, Placement, TierLimits
+from gateway.admission.limits import AdmissionLimits, LaneLimits, LaneName, LimitSource, TierLimits
+from gateway.admission.queues import Lane
 from gateway.admission.server_limits import ServerLimits, forget_models, limits_of
+from gateway.admission.server_slots import Placement
 from tests.fakes.admission import Server
 
 LANES: dict[LaneName, Lane] = {

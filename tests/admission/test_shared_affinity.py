@@ -5,7 +5,7 @@ import pytest
 
 from gateway.admission.affinity import LOAD, Affinity
 from gateway.admission.prefix_cache import PrefixCache
-from gateway.admission.queues import ServerSlots
+from gateway.admission.server_slots import ServerSlots
 from gateway.admission.shared_affinity import (
     BEAT,
     FEW_REPLICAS,

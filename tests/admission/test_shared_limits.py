@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit, LoadSample
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import AdmissionLimits, LaneLimits, LimitSource, QueueEntry
+from gateway.admission.limits import AdmissionLimits, LaneLimits, LimitSource
+from gateway.admission.queues import QueueEntry
 from gateway.admission.scheduler import Admission
 from gateway.admission.shared_limits import (
     TURNS,

@@ -5,10 +5,12 @@ from typing import Any
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.fair_queue import Claim
+from gateway.admission.limits import AdmissionLimits, LaneLimits, LaneName, TierLimits
 from gateway.admission.model_residency import ModelResidency
 from gateway.admission.model_state import ModelState
-from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, QueueEntry, ServerSlots, TierLimits
+from gateway.admission.queues import Queue, QueueEntry
 from gateway.admission.scheduler import Admission, Transfer
+from gateway.admission.server_slots import ServerSlots
 from gateway.chat.prompt_blocks import PromptBlocks
 
 FOREVER = 1e6
@@ -187,3 +189,11 @@ def limits(
 def setup(*servers: Server, affinity: Affinity | None = None, **given: Any) -> Setup:
     """Return a setup whose limits are `limits(**given)`."""
     return Setup(servers, limits(**given), affinity)
+
+
+def serve_one(backend: Setup, seconds: float = 1.0, model: str = "m", lane: LaneName = "text") -> None:
+    """Serve one request that takes `seconds`."""
+    request = backend.arrive(model, lane)
+    backend.clock.now += seconds
+    request.is_served = True
+    backend.leave(request)

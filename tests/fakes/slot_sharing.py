@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from gateway.admission.hub_limits import HubLimits, Way
-from gateway.admission.queues import AdmissionLimits
+from gateway.admission.limits import AdmissionLimits
 from gateway.admission.scheduler import Admission
 from gateway.replicas.messages import Want
 from gateway.replicas.slot_pool import SlotPool, Step

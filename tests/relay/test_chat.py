@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from gateway import simulate
-from gateway.admission.scheduler import WaitEstimate
+from gateway.admission.wait_estimates import WaitEstimate
 from gateway.engines.ollama import Ollama
 from gateway.engines.vllm import Vllm
 from gateway.errors import UpstreamError
