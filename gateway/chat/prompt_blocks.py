@@ -35,7 +35,9 @@ KEPT_TEXTS = 32
 LONGEST_KEPT = 64 * 1024
 """Characters of the longest one."""
 KEPT_ENDS = 20_000
-"""Blocks of tools and of later turns whose ends are remembered, so that nobody counts their characters again."""
+"""Blocks of later turns whose ends are remembered, so that nobody counts their characters again."""
+KEPT_TOOLS = 1000
+"""Lists of tools whose characters are remembered."""
 TAIL = 64
 """Characters at the end of a message that stand for it, in the turns after the first."""
 LONG_ANSWER = 512
@@ -44,11 +46,10 @@ QUESTION = 256
 """Characters at the end of a long text that are in its last block alone, as a question about a document."""
 
 
-def _text_places() -> Iterator[tuple[int, int, int, int]]:
-    """Yield four numbers for each block of a long text.
+def _text_places() -> Iterator[tuple[slice, int, int]]:
+    """Yield for each block of a long text: the characters that are hashed, the end, and `grid`.
 
-    These are its beginning and end, the distance of the characters that are hashed, and the distance of the places
-    where further blocks end if the text ends in this one (`_add`).
+    If the text ends in this block, further ones end at multiples of `grid` (`_add`).
 
     A block has the same place in every text that begins in the same way, so places may depend on
     nothing but the distance from the beginning. Blocks far from it are longer, and few of their characters
@@ -57,7 +58,7 @@ def _text_places() -> Iterator[tuple[int, int, int, int]]:
     ends = chain.from_iterable((1 << power, 3 << power - 1) for power in range(13, 24))
     for place, stop in pairwise((0, 1024, 2048, 4096, *ends, sys.maxsize)):
         step = 1 if stop <= 2048 else 8 if stop <= 8 * 1024 else 32 if stop <= 128 * 1024 else 64
-        yield place, stop, step, min(max(QUESTION, (stop - place) // 8), 1 << 20)
+        yield slice(place, stop, step), stop, min(max(QUESTION, (stop - place) // 8), 1 << 20)
 
 
 _TEXT_PLACES = [*_text_places()]
@@ -192,13 +193,17 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
 
 
 _known_ends: dict[int, int] = {}
-"""Ends of the blocks of tools and of later turns, by hash."""
+"""Ends of the blocks of later turns, by hash."""
 
 
 def _remember_end(block: int, end: int) -> None:
     if len(_known_ends) >= KEPT_ENDS:
         _known_ends.clear()
     _known_ends[block] = end
+
+
+_known_tools: dict[int, tuple[int, int]] = {}
+"""Ends and numbers of the blocks of tools, by hash."""
 
 
 def _add_tools(tools: list[Tool], blocks: _Chain) -> int:
@@ -210,12 +215,16 @@ def _add_tools(tools: list[Tool], blocks: _Chain) -> int:
     first, middle, last = tools[0].function, tools[count // 2].function, tools[-1].function
     lengths = len(first.description or ""), len(last.description or "")
     current = hash((blocks.current, count, first.name, middle.name, last.name, lengths))
-    end = _known_ends.get(current)
-    if end is None:
+    known = _known_tools.get(current)
+    if known is None:
         end = sum(len(tool.function.name) + len(tool.function.description or "") for tool in tools)
-        _remember_end(current, end)
+        known = end, crc32(f"{count},{first.name},{middle.name},{last.name}".encode(errors="surrogatepass"))
+        if len(_known_tools) >= KEPT_TOOLS:
+            _known_tools.clear()
+        _known_tools[current] = known
+    end, number = known
     blocks.add(current, end)
-    return crc32(f"{count},{first.name},{middle.name},{last.name}".encode(errors="surrogatepass"))
+    return number
 
 
 _known_texts: dict[tuple[int, int, int], tuple[str, _Chain, int]] = {}
@@ -340,16 +349,19 @@ def _add(message: Message, blocks: _Chain) -> None:
     message = _bounded(message)
     current, end = hash((blocks.current, role)), blocks.end
     text = message.text
-    length = len(text)
-    for place, stop, step, grid in _TEXT_PLACES:
+    length, hashes, ends = len(text), blocks.hashes, blocks.ends
+    for sample, stop, grid in _TEXT_PLACES:
         if stop >= length:
+            place, step = sample.start, sample.step
             for near in ((length // (2 * grid) - 1) * 2 * grid, (length - QUESTION) // grid * grid):
                 if near > place:
-                    blocks.add(hash((current, text[place:near:step])), end + near)
-            current = hash((current, text[place::step], text[-TAIL:]))
+                    hashes.append(hash((current, text[place:near:step])))
+                    ends.append(end + near)
+            current = hash((current, text[sample], text[-TAIL:]))
             break
-        current = hash((current, text[place:stop:step]))
-        blocks.add(current, end + stop)
+        current = hash((current, text[sample]))
+        hashes.append(current)
+        ends.append(end + stop)
     end += length
     for call in message.tool_calls or ():
         current = hash((current, call.function.name, call.function.arguments))

@@ -31,6 +31,7 @@ def all_worth_caching(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _nothing_known() -> None:
     prompt_blocks_module._known_ends.clear()
+    prompt_blocks_module._known_tools.clear()
 
 
 SYSTEM = {"role": "system", "content": "s" * 5000}
@@ -153,7 +154,15 @@ def test_blocks_end_in_order_whichever_tools_are_remembered() -> None:
         middle = tools("b", description="d" * length)
         found = blocks(SYSTEM, user("one"), tools=[*tools("a"), *middle, *tools("c", "d")])
         assert found.ends == sorted(found.ends)
-        prompt_blocks_module._known_ends.clear()
+
+
+def test_few_lists_of_tools_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.chat.prompt_blocks.KEPT_TOOLS", 5)
+    found = [blocks(SYSTEM, user("one"), tools=tools(f"f{number}")) for number in range(12)]
+    assert len(prompt_blocks_module._known_tools) <= 5
+    for number, before in enumerate(found):
+        again = blocks(SYSTEM, user("one"), tools=tools(f"f{number}"))
+        assert (again.hashes, again.ends, again.root) == (before.hashes, before.ends, before.root)
 
 
 @pytest.mark.usefixtures("all_worth_caching")
