@@ -90,6 +90,17 @@ class Comparison:
         ours, theirs = self.values[OURS], self.values[THEIRS]
         return min(ours) / min(theirs), median(ours) / median(theirs)
 
+    def ratio_in_rounds(self, subject: str = OURS) -> float | None:
+        """Return the median, over the rounds, of a subject's value divided by theirs; None if one is missing.
+
+        A machine's speed changes within minutes, and the values of one round are seconds apart. So this ratio
+        repeats better than that of the medians.
+        """
+        ours, theirs = self.values.get(subject), self.values.get(THEIRS)
+        if not ours or not theirs:
+            return None
+        return median(one / other for one, other in zip(ours, theirs, strict=True))
+
     def with_wrong_load(self) -> list[str]:
         """Return the subjects whose load was not the intended one, so their values are not
         comparable.
@@ -151,6 +162,7 @@ class Comparison:
             "rates": self.rates,
             "batches": self.batches,
             "ratio_of_minima_and_medians": self.ratios(),
+            "ratios_in_rounds": {name: self.ratio_in_rounds(name) for name in self.values},
             "target": self.target.limit if self.target else None,
             "passed": self.passed(),
         }

@@ -34,6 +34,16 @@ def test_target_is_missed_above_its_ratio() -> None:
     assert "FAIL" in table(61, 100).lines()[-1]
 
 
+def test_ratio_is_that_within_the_rounds_since_the_machine_changes() -> None:
+    made = Table("CPU of a plain request", Target(0.6))
+    for ours, theirs in ((50.0, 100.0), (55.0, 100.0), (110.0, 200.0), (130.0, 200.0), (60.0, 100.0)):
+        made.add(OURS, ours, sample())
+        made.add(THEIRS, theirs, sample())
+    assert made.comparison.ratio_in_rounds() == 0.55
+    assert not made.is_missed
+    assert "  0.55  " in made.lines()[2]
+
+
 def test_subject_that_was_not_kept_busy_is_marked() -> None:
     assert not any("NOT SATURATED" in line for line in table(59, 100).lines())
     marked = [line for line in table(59, 100, busy=0.5).lines() if "NOT SATURATED" in line]
