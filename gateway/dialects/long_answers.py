@@ -7,6 +7,7 @@ and for the log probabilities, which follow in slices, as for requests (engines/
 
 import re
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
@@ -33,11 +34,14 @@ LONG_TEXT, LONG_LOGPROBS = 256 * 1024, 4000
 class Fillings:
     """Texts and log probabilities that placeholders in an answer stand for, in slices."""
 
-    __slots__ = ("_prefix", "_slices")
+    __slots__ = ("_places", "_prefix", "_slice", "_slices")
 
-    def __init__(self) -> None:
+    def __init__(self, characters: int = SLICE) -> None:
+        """Texts are rendered in slices of this many `characters`."""
+        self._slice = characters
         self._prefix = secrets.token_hex(16)
         """No model can have written it, because it is random."""
+        self._places = re.compile(b"%b([0-9]{6})" % self._prefix.encode())
         self._slices: list[Callable[[], Iterable[bytes]]] = []
 
     def placeholder(self, slices: Callable[[], Iterable[bytes]]) -> str:
@@ -47,26 +51,91 @@ class Fillings:
 
     def text(self, text: str, min_length: int = MIN_LENGTH) -> str:
         """Return `text`, or a placeholder for it if it is long."""
-        return text if len(text) < min_length else self.placeholder(lambda: text_slices(text))
+        return text if len(text) < min_length else self.placeholder(lambda: text_slices(text, self._slice))
+
+    def pieces(self, rendered: bytes) -> Iterator[bytes]:
+        """Render what the placeholders in `rendered` stand for, piece by piece."""
+        for position, piece in enumerate(self._places.split(rendered)):
+            if position % 2:
+                yield from self._slices[int(piece)]()
+            else:
+                yield piece
 
     def fill(self, rendered: bytes) -> Steps[list[bytes]]:
         """Return `rendered` in parts, with what its placeholders stand for."""
-        parts: list[bytes] = []
-        pieces: list[bytes] = []
-        size = work = 0
-        for position, piece in enumerate(re.split(b"%b([0-9]{6})" % self._prefix.encode(), rendered)):
-            for part in self._slices[int(piece)]() if position % 2 else (piece,):
-                pieces.append(part)
-                size += len(part)
-                work += len(part)
-                if size >= SLICE:  # thousands of short slices become one part
-                    parts.append(b"".join(pieces))
-                    pieces, size = [], 0
-                if work >= STEP:
-                    work = 0
-                    yield
-        parts.append(b"".join(pieces))
-        return parts
+        return in_parts(self.pieces(rendered))
+
+
+def in_parts(pieces: Iterable[bytes]) -> Steps[list[bytes]]:
+    """Render all pieces in steps. Return them in parts: thousands of short ones become one."""
+    parts, part = list[bytes](), list[bytes]()
+    size = work = 0
+    for piece in pieces:
+        part.append(piece)
+        size += len(piece)
+        work += len(piece)
+        if size >= SLICE:
+            parts.append(b"".join(part))
+            part, size = [], 0
+        if work >= STEP:
+            work = 0
+            yield
+    parts.append(b"".join(part))
+    return parts
+
+
+class Backlog:
+    """Events of a stream that wait behind long ones, which are rendered piece by piece.
+
+    Each event ends with an empty line.
+    """
+
+    __slots__ = ("_is_within_event", "_pieces")
+
+    def __init__(self) -> None:
+        self._pieces: deque[Iterator[bytes]] = deque()
+        self._is_within_event = False
+
+    def add(self, pieces: Iterator[bytes]) -> None:
+        """Append whole events, in pieces."""
+        self._pieces.append(pieces)
+
+    def take(self, size: int) -> bytes:
+        """Return the next pieces, until they have `size` bytes."""
+        taken: list[bytes] = []
+        for piece in self._rest():
+            taken.append(piece)
+            size -= len(piece)
+            if size <= 0:
+                break
+        if taken and taken[-1]:
+            self._is_within_event = not taken[-1].endswith(b"\n\n")
+        return b"".join(taken)
+
+    def take_all(self) -> Steps[list[bytes]]:
+        """Return everything in parts, in steps."""
+        return in_parts(self._rest())
+
+    def cut(self) -> bytes:
+        """Return the rest of the event that has begun, if one has, and forget those after it."""
+        taken: list[bytes] = []
+        if self._is_within_event:
+            for piece in self._rest():
+                head, end, _ = piece.partition(b"\n\n")
+                taken += head, end
+                if end:
+                    break
+        self._pieces.clear()
+        self._is_within_event = False
+        return b"".join(taken)
+
+    def _rest(self) -> Iterator[bytes]:
+        while self._pieces:
+            piece = next(self._pieces[0], None)  # not `yield from`, which would end it with this iterator
+            if piece is None:
+                self._pieces.popleft()
+            elif piece:
+                yield piece
 
 
 def is_long(answers: Iterable[Answer | None]) -> bool:
@@ -171,7 +240,7 @@ def joined_slices(elements: list[bytes]) -> Iterator[bytes]:
     yield b"]" if elements else b"[]"
 
 
-def text_slices(text: str) -> Iterator[bytes]:
+def text_slices(text: str, characters: int = SLICE) -> Iterator[bytes]:
     """Render the content of a JSON string in slices."""
-    for start in range(0, len(text), SLICE):
-        yield escaped(msgspec.json.encode(text[start : start + SLICE]))[1:-1]
+    for start in range(0, len(text), characters):
+        yield escaped(msgspec.json.encode(text[start : start + characters]))[1:-1]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.chat.answer import (
     MAX_ARGUMENTS,
@@ -21,7 +23,7 @@ from gateway.chat.answer import (
 from gateway.dialects.anthropic_messages import MessageForm
 from gateway.dialects.dialect import ChatForm
 from gateway.dialects.json_body import completed
-from gateway.dialects.long_answers import LOGPROBS_PER_SLICE, SLICE, is_long, logprob_runs, text_slices
+from gateway.dialects.long_answers import LOGPROBS_PER_SLICE, SLICE, Backlog, is_long, logprob_runs, text_slices
 from gateway.dialects.ollama_chat import GenerateForm, LineForm
 from gateway.dialects.openai_chat import CompletionForm
 from gateway.dialects.openai_completions import TextForm
@@ -131,3 +133,29 @@ def test_tool_calls_that_would_take_too_long_to_render_are_an_error(calls: list[
     with pytest.raises(UpstreamError) as caught:
         assemble([Delta(calls=calls)])
     assert caught.value.reason == "too_large"
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([b"", b"a", b"bb\n\n", b"c\n\nd\n\n", b"e" * 50]), max_size=6), max_size=5),
+    st.lists(st.integers(1, 80), max_size=8),
+)
+def test_backlog_gives_everything_in_order_and_ends_after_whole_events(
+    groups: list[list[bytes]], sizes: list[int]
+) -> None:
+    groups = [[*group, b"end\n\n"] for group in groups]
+    whole = b"".join(b"".join(group) for group in groups)
+
+    def filled() -> tuple[Backlog, bytes]:
+        backlog = Backlog()
+        for group in groups:
+            backlog.add(iter(group))
+        return backlog, b"".join(map(backlog.take, sizes))
+
+    backlog, taken = filled()
+    assert taken + b"".join(completed(backlog.take_all())) == whole
+    backlog, taken = filled()
+    cut = taken + backlog.cut()
+    assert whole.startswith(cut)
+    assert not cut or cut.endswith(b"\n\n")
+    assert len(cut) == len(taken) or not taken.endswith(b"\n\n")
+    assert backlog.take(1) == backlog.cut() == b""

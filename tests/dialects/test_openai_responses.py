@@ -3,6 +3,7 @@
 Covers: gateway/dialects/responses_request.py
 Covers: gateway/dialects/responses_items.py
 Covers: gateway/dialects/openai_responses.py
+Covers: gateway/dialects/responses_objects.py
 """
 
 import contextlib
@@ -14,8 +15,6 @@ from openai.types.responses import Response
 
 from gateway.chat import images
 from gateway.chat.answer import (
-    MAX_LOGPROBS,
-    MAX_TEXT,
     Answer,
     CallDelta,
     ChosenLogprob,
@@ -28,9 +27,7 @@ from gateway.chat.checks import check
 from gateway.chat.request import Chat, JsonFormat, SchemaFormat
 from gateway.chat.tools import Choice
 from gateway.dialects.dialect import ChatCall
-from gateway.dialects.json_body import completed
-from gateway.dialects.long_answers import SLICE, STEP
-from gateway.dialects.openai_responses import MAX_ITEMS, OpenAiResponses
+from gateway.dialects.openai_responses import OpenAiResponses
 from gateway.errors import (
     GatewayError,
     InvalidJson,
@@ -422,84 +419,6 @@ def test_log_probabilities_have_bytes_even_if_the_engine_gives_none() -> None:
     found = streamed(Delta("ab", logprobs=chosen), Delta(finish="stop"))
     shown = [event["logprobs"] for event in found if "logprobs" in event]
     assert shown == [wanted, wanted]
-
-
-@pytest.mark.parametrize(
-    "deltas",
-    [
-        [Delta("x" * MAX_TEXT), Delta("x")],
-        [Delta(calls=[CallDelta(0, "a", "f", "x" * MAX_TEXT)]), Delta("x")],
-        [Delta("x", logprobs=[ChosenLogprob("x", -1)] * MAX_LOGPROBS), Delta("x", logprobs=[ChosenLogprob("x", -1)])],
-        [Delta(text, thought) for _ in range(MAX_ITEMS // 2) for text, thought in (("x", ""), ("", "x"))]
-        + [Delta("x")],
-    ],
-    ids=["text", "arguments", "log probabilities", "items"],
-)
-def test_a_stream_that_would_have_to_be_kept_without_end_is_an_error(deltas: list[Delta]) -> None:
-    """The last events repeat the whole answer, so the gateway keeps it."""
-    renderer = call(stream=True).form.stream("1", 1)
-    for delta in deltas[:-1]:
-        renderer.render(delta)
-    with pytest.raises(UpstreamError) as caught:
-        renderer.render(deltas[-1])
-    assert caught.value.reason == "too_large"
-    assert b"response.failed" in renderer.error(caught.value)
-
-
-LOGPROB = ChosenLogprob("\u2028", -1.5, [226, 128, 168], [TokenLogprob("b", -2.5)])
-
-
-@pytest.mark.parametrize("last", [Delta(finish="stop"), Delta(calls=[CallDelta(0, "id", "f", "{}" * 400)])])
-@pytest.mark.parametrize("is_cut", [False, True])
-def test_a_long_stream_has_the_events_of_a_short_one(
-    last: Delta, is_cut: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deltas = [Delta("", "thought\u2029" * 600), *[Delta("\u2028", logprobs=[LOGPROB] * 2)] * 600, last]
-    deltas += [Delta(finish="length" if is_cut else None, usage=USAGE)]
-    for name in ("LONG_LOGPROBS", "LONG_TEXT"):
-        monkeypatch.setattr(f"gateway.dialects.openai_responses.{name}", 10**9)
-    short = streamed(*deltas)
-    for name, value in (("LONG_LOGPROBS", 0), ("LONG_TEXT", 0)):
-        monkeypatch.setattr(f"gateway.dialects.openai_responses.{name}", value)
-    assert streamed(*deltas) == short
-    stream = call(stream=True).form.stream("1", 10)
-    found = [stream.opening(), *map(stream.render, deltas)]
-    steps = stream.end_steps(clock)
-    assert steps is not None
-    assert events(b"".join([*found, *completed(steps)])) == short
-
-
-def test_the_end_of_a_short_stream_has_no_steps() -> None:
-    stream = call(stream=True).form.stream("1", 10)
-    stream.render(Delta("x", logprobs=[LOGPROB]))
-    assert stream.end_steps(clock) is None
-
-
-@pytest.mark.parametrize(
-    ("delta", "count", "step"),
-    [
-        (Delta("x", logprobs=[LOGPROB] * 50), MAX_LOGPROBS // 100, 4 * STEP),
-        (Delta("x" * 3000), MAX_TEXT // 3000, 2 * SLICE),
-        (Delta("", "x" * 3000), MAX_TEXT // 3000, 2 * SLICE),
-    ],
-    ids=["log probabilities", "text", "thoughts"],
-)
-def test_no_step_of_the_end_of_a_long_stream_is_long(delta: Delta, count: int, step: int) -> None:
-    """Its events repeat the log probabilities four times: 70 MB, which took 100 to 250 ms in one step."""
-    stream = call(stream=True).form.stream("1", 10)
-    for _ in range(count):
-        stream.render(delta)
-    steps = stream.end_steps(clock)
-    assert steps is not None
-    turns, parts = 0, None
-    while parts is None:
-        try:
-            next(steps)
-            turns += 1
-        except StopIteration as end:
-            parts = end.value
-    assert turns > sum(map(len, parts)) / step
-    assert max(map(len, parts)) < 2 * SLICE
 
 
 @pytest.mark.parametrize("levels", range(240, 256))

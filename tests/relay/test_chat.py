@@ -470,10 +470,10 @@ async def test_long_stream_is_ended_in_steps(kind: Kind, monkeypatch: pytest.Mon
         short = await shown()
         assert (short[-1][0], turns) == ("response.completed", ["upstream ended"])
         turns.clear()
-        monkeypatch.setattr("gateway.dialects.openai_responses.LONG_LOGPROBS", 0)
+        monkeypatch.setattr("gateway.dialects.responses_stream.LONG_LOGPROBS", 0)
         monkeypatch.setattr("gateway.dialects.long_answers.STEP", 16)
         assert await shown() == short
-    assert turns == ["upstream ended", "_filled_in_steps"]
+    assert turns == ["upstream ended", "_end_steps"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
