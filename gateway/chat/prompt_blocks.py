@@ -26,6 +26,8 @@ MAX_FIRST = 16
 WORTH_CACHING = 256
 """Characters of the shortest prompt for which it matters what a server has cached: 64 tokens, a few
 blocks of a prefix cache."""
+FEW_MESSAGES = 3
+"""Messages that are measured before anything is hashed: a short question needs no more."""
 IMAGE_CHARACTERS = 4000
 """Size of an image, in characters of text that take as long: about 1,000 tokens."""
 SAMPLE = 256
@@ -159,6 +161,8 @@ class _Chain:
 
 def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     """Return the blocks of `chat` for `model`, or None if it is not worth caching."""
+    if len(chat.messages) <= FEW_MESSAGES and not chat.tools and sum(map(_size, chat.messages)) < WORTH_CACHING:
+        return None
     blocks = _Chain(hash(model))
     root = tools = _add_tools(chat.tools, blocks) if chat.tools else 0
     common, home, count, messages = len(blocks.hashes), 0, 0, chat.messages

@@ -156,6 +156,15 @@ def test_blocks_end_in_order_whichever_tools_are_remembered() -> None:
         assert found.ends == sorted(found.ends)
 
 
+@pytest.mark.parametrize("count", range(1, 6))
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_prompt_is_worth_caching_by_its_size_alone(count: int, missing: int) -> None:
+    texts = ["x" * (WORTH_CACHING // count)] * (count - 1)
+    texts.append("x" * (WORTH_CACHING - sum(map(len, texts)) - missing))
+    chat = msgspec.convert({"model": "m", "messages": [user(text) for text in texts]}, Chat)
+    assert (prompt_blocks(chat, "m") is None) is bool(missing)
+
+
 def test_few_lists_of_tools_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.chat.prompt_blocks.KEPT_TOOLS", 5)
     found = [blocks(SYSTEM, user("one"), tools=tools(f"f{number}")) for number in range(12)]
