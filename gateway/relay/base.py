@@ -25,9 +25,9 @@ from gateway.errors import (
 from gateway.relay.deadlines import TimedRelay
 from gateway.relay.destinations import Destination
 from gateway.relay.failover import Failover
-from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import UNRESPONSIVE, upstream_error
 from gateway.upstream.server import Server
+from gateway.upstream.transport_error import TransportError
 
 _log = logging.getLogger(__name__)
 

@@ -33,9 +33,10 @@ from gateway.relay.requeueable import RequeueableRelay
 from gateway.relay.splicing import splicer
 from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import CHAT, Attribution
-from gateway.upstream.connection import Connection, TransportError
+from gateway.upstream.connection import Connection
 from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after
 from gateway.upstream.server import Server
+from gateway.upstream.transport_error import TransportError
 
 SHORT_ANSWER = 1024
 """Tokens. A plain answer that may be longer is requested as a stream and assembled, so that a

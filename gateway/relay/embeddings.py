@@ -15,9 +15,9 @@ from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
 from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import EMBEDDINGS
-from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import check_headers, with_retry_after
 from gateway.upstream.server import Server
+from gateway.upstream.transport_error import TransportError
 
 MAX_EMBEDDINGS = 48 * 1024 * 1024
 """Bytes of an answer: 2,048 texts with 1,024 numbers each, in the longest form that an engine

@@ -6,20 +6,16 @@ and unread pieces each have their limit. `pool.py` keeps the connections.
 """
 
 import asyncio
-import errno
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, cast
+from typing import Protocol, Self, cast
 
 import httptools
 
 from gateway.upstream.answer_head import AnswerHead, answer_head
 from gateway.upstream.socket_options import set_keep_alive
-
-TransportFault = Literal[
-    "connect", "connect_timeout", "closed", "reset", "unresponsive", "protocol", "truncated", "too_large"
-]
+from gateway.upstream.transport_error import TransportError, fault_of_end
 
 READ_BYTES = 32 * 1024
 """Maximum number of bytes per read from a socket.
@@ -32,23 +28,11 @@ bytes and the time during which nothing else is served.
 SIZE_LINES = {len(line) + size + 2: line for size in range(1, 2048) for line in (b"%x\r\n" % size,)}
 """Size line of an HTTP chunk by the length of the whole chunk, for chunks as small as a token."""
 
-_HOST_VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH})
-"""Errors with which the kernel gives up a connection (`socket_options.py`)."""
-
 DRAIN_SECONDS = 1.0
 """Time to wait for the end of the body once the caller has all that it needs.
 
 A connection that takes longer is closed.
 """
-
-
-class TransportError(Exception):
-    """Failure to connect, or of an exchange. `answered` is True if a byte of the answer had arrived."""
-
-    def __init__(self, fault: TransportFault, answered: bool = False) -> None:
-        super().__init__(fault)
-        self.fault = fault
-        self.answered = answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,15 +441,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._until_close and exc is None:
             self._ended = True
         elif self._failure is None:
-            self._failure = TransportError(self._fault(exc), self.answered)
+            self._failure = TransportError(fault_of_end(exc, has_head=self._head_done), self.answered)
         self._wake()
-
-    def _fault(self, exc: Exception | None) -> TransportFault:
-        if isinstance(exc, OSError) and exc.errno in _HOST_VANISHED:
-            return "unresponsive"
-        if self._head_done:
-            return "truncated"
-        return "closed" if exc is None else "reset"
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer

@@ -15,9 +15,10 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import Connection, TransportError
+from gateway.upstream.connection import Connection
 from gateway.upstream.outlier_detection import HANG
 from gateway.upstream.server import Server
+from gateway.upstream.transport_error import TransportError
 
 _log = logging.getLogger(__name__)
 

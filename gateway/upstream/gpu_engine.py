@@ -22,9 +22,9 @@ from gateway.engines.engine import MAX_REFUSAL
 from gateway.engines.ollama_loading import loaded
 from gateway.upstream.backend import Backend
 from gateway.upstream.command import CommandFailed, run_command
-from gateway.upstream.connection import TransportError
 from gateway.upstream.model_loader import ModelLoader
 from gateway.upstream.server import VIA, Server
+from gateway.upstream.transport_error import TransportError
 
 FREE_SECONDS = 120.0
 """Longest time for an engine to free the GPU. A vLLM copies its weights to main memory."""

@@ -22,7 +22,8 @@ from gateway.chat.images import path_of, urls_of, with_urls
 from gateway.chat.request import Chat
 from gateway.errors import InvalidImageUrl
 from gateway.upstream.answer_head import AnswerHead
-from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
+from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits
+from gateway.upstream.transport_error import TransportError
 
 MAX_FETCHED = 64
 """Maximum number of different addresses in a request."""

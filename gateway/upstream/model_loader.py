@@ -21,9 +21,9 @@ from gateway.errors import BackendUnavailable, Crash, GatewayError, InvalidReque
 from gateway.telemetry.exchange import NONE
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import NO_FIRST_PIECE, SERVER_FAULTS, UNSENT, record_failure, with_retry_after
 from gateway.upstream.server import Server
+from gateway.upstream.transport_error import TransportError
 
 REPORT_TIMEOUT_SECONDS = 5.0
 """Timeout of the request that asks which models are loaded, and of one that unloads a model."""

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 
 from gateway.telemetry.trace_context import current_trace
 from gateway.upstream.answer_head import AnswerHead
-from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
+from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits
 from gateway.upstream.connector import Connector
 from gateway.upstream.resolver import without_scope
+from gateway.upstream.transport_error import TransportError
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from gateway.config import Settings
 from gateway.engines.engine import LoadedUntil, Models
 from gateway.engines.vllm_metrics import prefix_cache_tokens
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import TransportError
 from gateway.upstream.server import MAX_DISCOVERED, VIA, Server
+from gateway.upstream.transport_error import TransportError
 
 PROBE_SECONDS = 2.0
 """Timeout of each step of a probe: connecting with TLS, and the head of the answer."""

@@ -15,7 +15,7 @@ import pytest
 
 from gateway import config
 from gateway.admission.ticket import LATE_SECONDS
-from gateway.upstream.connection import TransportError
+from gateway.upstream.transport_error import TransportError
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend, Kind
 from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, Raw, Reply, Running, running, until

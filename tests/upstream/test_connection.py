@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.upstream import connection as connection_module
-from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
+from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits
 from gateway.upstream.pool import Origin, Pool
+from gateway.upstream.transport_error import TransportError
 from tests.fakes.running_gateway import until
 
 pytestmark = pytest.mark.both_loops

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from gateway.upstream import connector as module
-from gateway.upstream.connection import Connection, TransportError
+from gateway.upstream.connection import Connection
 from gateway.upstream.connector import Address, Connector, _interleaved
 from gateway.upstream.pool import Origin, Pool
 from gateway.upstream.resolver import Resolver
+from gateway.upstream.transport_error import TransportError
 from tests.fakes.fault_backend import TEXT, FaultBackend
 from tests.fakes.networks import NAME, names, swallowing
 from tests.fakes.running_gateway import open_descriptors, until

@@ -21,7 +21,6 @@ from gateway.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import (
     BROKEN_ANSWERS,
     BUSY,
@@ -36,6 +35,7 @@ from gateway.upstream.failures import (
     with_retry_after,
 )
 from gateway.upstream.outlier_detection import HANG
+from gateway.upstream.transport_error import TransportError
 
 EVENTS = b"text/event-stream"
 

@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.config import ServerSettings
-from gateway.upstream.connection import Connection, TransportError
+from gateway.upstream.connection import Connection
 from gateway.upstream.liveness import DOUBT_SECONDS, FAILED_PROBES, GONE_SECONDS, RETURN_SECONDS
 from gateway.upstream.pool import Origin, Pool
 from gateway.upstream.server import WATCH_SECONDS, Server
+from gateway.upstream.transport_error import TransportError
 from tests.fakes.fault_backend import WORDS, FaultBackend
 from tests.fakes.running_gateway import until
 

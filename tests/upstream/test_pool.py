@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.upstream.connection import READ_BYTES, ConnectionLimits, TransportError
+from gateway.upstream.connection import READ_BYTES, ConnectionLimits
 from gateway.upstream.pool import Origin, Pool
+from gateway.upstream.transport_error import TransportError
 from tests.fakes.fault_backend import TEXT, FaultBackend
 from tests.fakes.running_gateway import PATIENCE, until
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.upstream import socket_options
-from gateway.upstream.connection import TransportError
 from gateway.upstream.pool import Origin, Pool
+from gateway.upstream.transport_error import TransportError
 from tests.fakes.fault_backend import FaultBackend
 from tests.fakes.networks import NAME, names
 from tests.fakes.running_gateway import until

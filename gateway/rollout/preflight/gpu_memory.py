@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from gateway.engines.engine import decode
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import TransportError
 from gateway.upstream.server import VIA, Server
+from gateway.upstream.transport_error import TransportError
 
 SECONDS = 3.0
 """Longest wait for a server's answer."""

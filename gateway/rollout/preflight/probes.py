@@ -34,9 +34,9 @@ from gateway.errors import (
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import NO_FIRST_PIECE, check_headers, upstream_error
 from gateway.upstream.server import Server
+from gateway.upstream.transport_error import TransportError
 
 KEY = "preflight"
 """Key of the probes in the fair queue. No API key has an id of this form."""
