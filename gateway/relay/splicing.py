@@ -16,7 +16,7 @@ from gateway.engines.engine import ResponseReader
 from gateway.relay.requests import ClientConnection
 from gateway.telemetry.exchange import Meter
 from gateway.telemetry.metrics import Histogram
-from gateway.upstream.connection import SIZE_LINES
+from gateway.upstream.chunks import SIZE_LINES
 
 MAX_SIZES = 16
 """Sizes of chunks for which a stream keeps what is around their text. Tokens have few lengths."""

@@ -14,6 +14,7 @@ from typing import Protocol, Self, cast
 import httptools
 
 from gateway.upstream.answer_head import AnswerHead, answer_head
+from gateway.upstream.chunks import SIZE_LINES, ends_between_chunks
 from gateway.upstream.socket_options import set_keep_alive
 from gateway.upstream.transport_error import TransportError, fault_of_end
 
@@ -24,9 +25,6 @@ The bytes of one read grow to a few times that when they are parsed and rendered
 libuv reads up to 32 times before it turns to other sockets. So this limits both a client's unsent
 bytes and the time during which nothing else is served.
 """
-
-SIZE_LINES = {len(line) + size + 2: line for size in range(1, 2048) for line in (b"%x\r\n" % size,)}
-"""Size line of an HTTP chunk by the length of the whole chunk, for chunks as small as a token."""
 
 DRAIN_SECONDS = 1.0
 """Time to wait for the end of the body once the caller has all that it needs.
@@ -477,7 +475,8 @@ class Connection(asyncio.BufferedProtocol):
             last = self._pieces[-1]
             self._deliver()
             if self._on_piece is not None and last.endswith(b"\n"):
-                self._detect_boundary(last, nbytes)
+                is_between = ends_between_chunks(last, self._buffer, nbytes)
+                self._is_between_chunks = is_between and not (self._ended or self._stopped or self._failure is not None)
         if is_broken or self._draining:
             self._after_end(is_broken)
 
@@ -530,15 +529,6 @@ class Connection(asyncio.BufferedProtocol):
             return False
         self._bodiless_bytes += nbytes
         return self._bodiless_bytes > self._limits.head and not self._ended
-
-    def _detect_boundary(self, last: bytes, nbytes: int) -> None:
-        """Detect that one chunk has ended and the next has not begun: chunks then skip the parser.
-
-        This is so if the `last` piece of the body ends with a line feed and the read ends with that
-        line feed and CRLF, because a size line holds no line feed except its own.
-        """
-        is_outside = not last.endswith(b"\r\n") and self._buffer[nbytes - 3 : nbytes].tobytes() == b"\n\r\n"
-        self._is_between_chunks = is_outside and not (self._ended or self._stopped or self._failure is not None)
 
     def _after_end(self, is_broken: bool) -> None:
         if is_broken and not (self._ended or self._stopped):
