@@ -73,7 +73,6 @@ class Connection(asyncio.BufferedProtocol):
         "_draining",
         "_ended",
         "_failure",
-        "_has_begun",
         "_has_body",
         "_head_bytes",
         "_head_done",
@@ -87,22 +86,21 @@ class Connection(asyncio.BufferedProtocol):
         "_on_piece",
         "_owner",
         "_parser",
-        "_paused",
         "_pieces",
         "_readable",
-        "_silent_since",
         "_stopped",
         "_timer",
         "_transport",
-        "_unsent_bytes",
         "_until_close",
         "_usable",
         "_waiter",
         "answered",
         "fields",
         "has_arrived",
+        "has_begun",
         "headers",
         "idle_since",
+        "is_paused",
         "is_probe",
         "on_chunks",
         "status",
@@ -120,7 +118,6 @@ class Connection(asyncio.BufferedProtocol):
         self._draining = False
         self._is_held = False  # paused by the caller
         self._is_full = False  # paused because too much is unread
-        self._paused = False  # the socket is paused, for either reason
         self._readable = select.poll()
         self._usable = True
         self._waiter: asyncio.Future[None] | None = None
@@ -128,9 +125,9 @@ class Connection(asyncio.BufferedProtocol):
         self.is_probe = False
         """True for a probe's connection, which says nothing about those of the requests."""
         self.has_arrived = False
-        """True if bytes have arrived since the last `take_sign_of_life`."""
-        self._silent_since: float | None = None
-        self._unsent_bytes = 0
+        """True if bytes have arrived since this was set to False (`silence.py`)."""
+        self.is_paused = False
+        """True if the socket is not read, because the caller has paused it or too much is unread."""
         self._reset()
 
     def _reset(self) -> None:
@@ -140,7 +137,8 @@ class Connection(asyncio.BufferedProtocol):
         self.answered = False
         self._head_done = False
         self._head_bytes = 0
-        self._has_begun = False  # a part of the body has arrived
+        self.has_begun = False
+        """True if a part of the body has arrived."""
         self._has_body = False  # the last read brought a part of the body
         self._bodiless_bytes = 0  # since then
         self._informational = 0
@@ -292,34 +290,15 @@ class Connection(asyncio.BufferedProtocol):
         peer = None if self._transport is None else self._transport.get_extra_info("peername")
         return "" if peer is None else str(peer[0])
 
-    def take_sign_of_life(self, now: float) -> bool:
-        """Return whether the server has sent anything, or taken more of the request, since the last call.
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of the request that the socket has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
-        `now` is the time on any clock, always the same one.
-        """
-        unsent = 0 if self._transport is None else self._transport.get_write_buffer_size()
-        is_alive = self.has_arrived or unsent < self._unsent_bytes
-        self.has_arrived, self._unsent_bytes = False, unsent
-        if is_alive or self._paused or not self._busy:
-            self._silent_since = None
-        elif self._silent_since is None:
-            self._silent_since = now
-        return is_alive
-
-    def is_silent_since(self, moment: float, *, has_begun: bool) -> bool:
-        """Return whether the server has given no sign of life since `moment`, although an answer is expected.
-
-        While the caller has paused the connection, nobody can tell. With `has_begun`, a part of the
-        body has to have arrived before.
-        """
-        return (
-            self._silent_since is not None
-            and self._silent_since <= moment
-            and not self._paused
-            and self._transport is not None
-            and not self._transport.is_closing()
-            and (self._has_begun or not has_begun)
-        )
+    @property
+    def is_open(self) -> bool:
+        """True until the connection is closed, or about to be."""
+        return self._transport is not None and not self._transport.is_closing()
 
     def give_up(self) -> None:
         """End the exchange, because the server does not respond any more."""
@@ -347,7 +326,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._cancel_timer()
         self._busy = self._draining = False
-        if self._paused:
+        if self.is_paused:
             self._update_reading()
         if self.is_usable() and self._transport is not None and self._transport.get_write_buffer_size() == 0:
             self._owner.release(self)
@@ -390,9 +369,9 @@ class Connection(asyncio.BufferedProtocol):
     def _update_reading(self) -> None:
         """Read from the socket unless there is a reason to pause."""
         paused = self._is_held or self._is_full
-        if paused == self._paused or self._transport is None:
+        if paused == self.is_paused or self._transport is None:
             return
-        self._paused = paused
+        self.is_paused = paused
         if paused:
             self._transport.pause_reading()
         else:
@@ -508,7 +487,7 @@ class Connection(asyncio.BufferedProtocol):
         if body is None:
             return False
         self.status, self.headers, self.fields = 200, head.headers, head.fields
-        self.answered = self._head_done = self._has_begun = self._ended = True
+        self.answered = self._head_done = self.has_begun = self._ended = True
         self._pieces.append(body)
         self._wake()
         return True
@@ -581,7 +560,7 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def on_body(self, piece: bytes) -> None:
-        self._has_body = self._has_begun = True
+        self._has_body = self.has_begun = True
         if not (self._ended or self._stopped or self._failure is not None):
             self._pieces.append(piece)
         elif self._stopped and not self._ended:  # more than the end of the body followed

@@ -15,6 +15,8 @@ timeouts. The circuit breaker only keeps new requests away. The rules for those 
    `RETURN_SECONDS` more was lost with it, and is ended. A request without a first token is not:
    the server may still have it in its queue.
 
+`silence.py` records since when each connection has been silent.
+
 The kernel finds a vanished host by itself (`socket_options.py`), if nothing in between answers for
 the host. These rules need no help from the network.
 """

@@ -27,6 +27,7 @@ from gateway.upstream.answer_head import AnswerHead
 from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits
 from gateway.upstream.connector import Connector
 from gateway.upstream.resolver import without_scope
+from gateway.upstream.silence import Silence
 from gateway.upstream.transport_error import TransportError
 
 
@@ -66,7 +67,7 @@ class Pool:
         self._idle_seconds = idle_seconds
         self._limits = limits or ConnectionLimits()
         self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, Silence] = {}
         self._has_heard = False  # a connection that has closed since got something from the server
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.answer_head: AnswerHead | None = None
@@ -178,7 +179,9 @@ class Pool:
 
     def has_sign_of_life(self, now: float) -> bool:
         """Return whether anything came from the server on the requests' connections since the last call."""
-        signs = [connection.take_sign_of_life(now) for connection in self._open if not connection.is_probe]
+        signs = [
+            silence.take_sign_of_life(now) for connection, silence in self._open.items() if not connection.is_probe
+        ]
         is_alive = self._has_heard or any(signs)
         self._has_heard = False
         return is_alive
@@ -190,8 +193,8 @@ class Pool:
         """
         silent = [
             connection
-            for connection in self._open
-            if not connection.is_probe and connection.is_silent_since(moment, has_begun=has_begun)
+            for connection, silence in self._open.items()
+            if not connection.is_probe and silence.has_lasted_since(moment, has_begun=has_begun)
         ]
         for connection in silent:
             connection.give_up()
@@ -233,12 +236,12 @@ class Pool:
         self._expiry_timer = asyncio.get_running_loop().call_later(delay, self._close_expired) if self._idle else None
 
     def opened(self, connection: Connection) -> None:
-        self._open.add(connection)
+        self._open[connection] = Silence(connection)
 
     def closed(self, connection: Connection) -> None:
         if connection.has_arrived and not connection.is_probe:
             self._has_heard = True
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         if connection in self._idle:
             self._idle.remove(connection)
 

@@ -274,7 +274,7 @@ async def test_backend_is_not_read_for_a_client_that_does_not_read_when_its_stre
         def reading() -> list[bool]:
             """Return whether the gateway reads from the backend, for each connection."""
             servers = [server for backend in gateway.gateway._backends.values() for server in backend.servers]
-            return [not connection._paused for server in servers for connection in server.pool._open]
+            return [not connection.is_paused for server in servers for connection in server.pool._open]
 
         await until(lambda: reading() == [False])
         (begun,) = cycles
