@@ -11,7 +11,7 @@ from typing import Literal
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.admission.hub_limits import HubLimits
-from gateway.admission.limits import AdmissionLimits, LaneLimits, LaneName, TierLimits
+from gateway.admission.limits import LaneName
 from gateway.admission.model_state import ModelState
 from gateway.admission.queues import Queue
 from gateway.admission.scheduler import Admission
@@ -21,6 +21,7 @@ from gateway.engines.embeddings import Embedder
 from gateway.engines.engine import Engine
 from gateway.engines.rerank import VllmReranker
 from gateway.errors import BackendUnavailable
+from gateway.upstream.admission_limits import admission_limits, tier_limits
 from gateway.upstream.circuit_breaker import CALM, LEVELS, CircuitBreaker, CircuitState
 from gateway.upstream.kinds import build_completer, build_embedder, build_engine, build_loading
 from gateway.upstream.outlier_detection import Change, OutlierDetector
@@ -409,7 +410,7 @@ class Backend:
         self, lanes: Iterable[LaneName], tier: str, model: str, overrides: LimitOverrides | None
     ) -> dict[LaneName, Queue]:
         """Return the queues for requests of `tier` for `model`, by lane."""
-        own = {lane: _tier_limits(lane, overrides, self._replicas) for lane in lanes}
+        own = {lane: tier_limits(lane, overrides, self._replicas) for lane in lanes}
         return {lane: self.admission.queue(model, lane, tier, limits) for lane, limits in own.items()}
 
     def forget_models(self, models: Collection[str], kept: Collection[Queue]) -> set[str]:
@@ -457,7 +458,7 @@ class Backend:
         for server in (*self.servers, *self.leaving):
             server.pool.connect_timeout = settings.limits.connect_timeout
         self._choose_balance()
-        self.admission.change(_admission_limits(settings, num_parallel, self._replicas))
+        self.admission.change(admission_limits(settings, num_parallel, self._replicas))
 
     @property
     def _replicas(self) -> int:
@@ -466,7 +467,7 @@ class Backend:
     def _build_admission(self, num_parallel: int | None, on_learned: Callable[[], None]) -> Admission:
         admission = Admission(
             self.servers,
-            _admission_limits(self.settings, num_parallel, self._replicas),
+            admission_limits(self.settings, num_parallel, self._replicas),
             time.monotonic,
             _call_later,
             self.engine.canonical,
@@ -496,39 +497,6 @@ class Backend:
             timer.cancel()
         for server in (*self.servers, *self.leaving):
             server.pool.close()
-
-
-def _admission_limits(settings: BackendSettings, num_parallel: int | None, replicas: int) -> AdmissionLimits:
-    """Return the limits of one of several replicas: all slots, and its part of the places in the queues."""
-    limits = settings.limits
-    places, vision_places = -(-limits.max_queue // replicas), -(-limits.vision_max_queue // replicas)
-    lanes = {
-        "text": LaneLimits(None, places, limits.queue_timeout),
-        "vision": LaneLimits(limits.vision_concurrency, vision_places, limits.vision_queue_timeout),
-        "embedding": LaneLimits(limits.max_concurrency, places, limits.queue_timeout, is_separate=True),
-    }
-    model_slots = None if limits.model_concurrency == "auto" else limits.model_concurrency
-    return AdmissionLimits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
-
-
-def _tier_limits(lane: LaneName, overrides: LimitOverrides | None, replicas: int) -> TierLimits | None:
-    """Return the limits that a tier sets for itself in `lane`, or None if it sets none.
-
-    Of the places in its queue, one of several replicas has its part.
-    """
-    if overrides is None:
-        return None
-    is_vision = lane == "vision"
-    model_slots = overrides.concurrency or overrides.model_concurrency
-    places = overrides.vision_max_queue if is_vision else overrides.max_queue
-    own = TierLimits(
-        overrides.max_concurrency,
-        None if model_slots == "auto" else model_slots,
-        overrides.vision_concurrency if is_vision else None,
-        None if places is None else -(-places // replicas),
-        overrides.vision_queue_timeout if is_vision else overrides.queue_timeout,
-    )
-    return None if own == TierLimits() else own
 
 
 def _ejection_level(detector: OutlierDetector) -> int:
