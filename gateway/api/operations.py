@@ -24,7 +24,8 @@ from gateway.telemetry.exchange import NONE
 from gateway.telemetry.exposition import LabelledRegistry, join_pages, page_steps
 from gateway.telemetry.live import ALL, KEPT, STEP, WINDOW, LiveFigures
 from gateway.telemetry.metrics import Histogram, Histograms, Metrics
-from gateway.upstream.backend import Backend, GpuTurn
+from gateway.upstream.availability import GpuTurn
+from gateway.upstream.backend import Backend
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.outlier_detection import OutlierDetector
 
@@ -101,7 +102,7 @@ class Operations:
     def _is_served(self, tier_name: str) -> bool:
         tier = self._settings.tiers[tier_name]
         backend = self.controller.rollout.active_backend(tier_name)
-        if self._backends[backend].refuses_new:
+        if self._backends[backend].availability.refuses_new:
             return False
         return any(server.is_well and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
 
@@ -219,7 +220,7 @@ class Operations:
         limits = backend.settings.limits
         return {
             "kind": backend.kind,
-            "up": backend.is_up,
+            "up": backend.availability.is_up,
             "state": TURNS[backend.turn],
             "running": {lane: admission.running(lane) for lane in admission.lanes},
             "waiting": {lane: admission.waiting(lane) for lane in admission.lanes},
@@ -241,7 +242,7 @@ class Operations:
                     "up": server.up,
                     "circuit": server.circuit.state,
                     "paused": server.circuit.is_paused,
-                    "gets_requests": backend.gives_requests(server),
+                    "gets_requests": backend.availability.gives_requests(server),
                     "ejections": [_ejection(detector) for detector in server.ejections],
                     "running": server.load,
                     "connections": server.pool.open_connections,
@@ -331,15 +332,15 @@ class Operations:
         for lane in backend.admission.lanes:
             metrics.running.labels(backend.name, lane).inc(backend.admission.running(lane))
             metrics.waiting.labels(backend.name, lane).inc(backend.admission.waiting(lane))
-        metrics.backend_up.labels(backend.name).set(backend.is_up)
-        metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
+        metrics.backend_up.labels(backend.name).set(backend.availability.is_up)
+        metrics.circuit_state.labels(backend.name).set(backend.availability.circuit_level)
         if backend.admission.affinity is not None:
             for outcome, count in backend.admission.affinity.take_counts().items():
                 metrics.affinity.labels(backend.name, outcome).inc(count)
         if backend.name in self._settings.on_gpu:
             metrics.backend_asleep.labels(backend.name).set(not backend.is_probed)
         for server in backend.servers if backend.is_probed else ():  # one whose engine sleeps is not dead
-            metrics.server_up.labels(backend.name, server.label).set(backend.gives_requests(server))
+            metrics.server_up.labels(backend.name, server.label).set(backend.availability.gives_requests(server))
         for server in (*backend.servers, *backend.leaving):
             metrics.server_running.labels(backend.name, server.label).inc(server.load)
         for name in backend.names:

@@ -109,8 +109,10 @@ class Relay(TimedRelay, ABC):
         if backend.is_restrained and self._failover is None:
             has_fallback = self._destination.fallback is not None
             is_accepted = self._ticket.enters_again and backend.turn == "leaving"  # what ran there ends there
-            if not is_accepted and (backend.accepts_none if has_fallback else backend.refuses_all)(model, self._lane):
-                raise backend.unavailable(model, self._lane)
+            availability = backend.availability
+            refuses = availability.accepts_none if has_fallback else availability.refuses_all
+            if not is_accepted and refuses(model, self._lane):
+                raise availability.error(model, self._lane)
         if self._request.size > MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT:
             limit = backend.context_length(model)
             if self._is_longer_than(limit):

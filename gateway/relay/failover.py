@@ -117,7 +117,7 @@ class Failover:
         if meter.attempts - meter.met_stale >= MAX_ATTEMPTS or meter.first_piece is not None or self.has_left:
             return False
         if not ticket.reassign() and self._fallback() is None:
-            if self.destination.backend.accepts_none(self.destination.route.model, self._lane):
+            if self.destination.backend.availability.accepts_none(self.destination.route.model, self._lane):
                 return False
             self.returns_to_queue = True
         if meter.met_stale:
@@ -149,7 +149,7 @@ class Failover:
             if (
                 meter.attempts
                 or not isinstance(failure, BackendUnavailable)
-                or left.backend.refuses_all(left.route.model, self._lane)
+                or left.backend.availability.refuses_all(left.route.model, self._lane)
             ):
                 raise failure
             return left  # the backend is only full for a while, or fails: the request waits for it, or tries it
@@ -168,7 +168,7 @@ class Failover:
         """Return the destination that the tier falls back to, unless it is down or hangs."""
         route = self.destination.fallback
         other = None if route is None else self._context.destination(route, CHAT)  # only chats have fallbacks
-        return None if other is None or other.backend.refuses_all(other.route.model, self._lane) else other
+        return None if other is None or other.backend.availability.refuses_all(other.route.model, self._lane) else other
 
     def _gets_no_more(self, server: Server, ticket: Ticket) -> bool:
         """Return whether `server` gets no new requests like this one now, but for one on trial."""

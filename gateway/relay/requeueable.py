@@ -53,13 +53,13 @@ class RequeueableRelay(Relay):
         fallback's backend already, it keeps its place.
         """
         fallback, backend, model = destination.fallback, destination.backend, destination.route.model
-        if fallback is None or not backend.is_restrained or not backend.accepts_none(model, self._lane):
+        if fallback is None or not backend.is_restrained or not backend.availability.accepts_none(model, self._lane):
             return False
         other = self._context.destination(fallback, self.workload).backend
-        if other.refuses_all(fallback.model, self._lane):
+        if other.availability.refuses_all(fallback.model, self._lane):
             return False
         if other is not self._backend:
-            self._ticket.refuse(backend.unavailable(model, self._lane))
+            self._ticket.refuse(backend.availability.error(model, self._lane))
             self._retarget(destination)
             self._move_to(destination)
         return True

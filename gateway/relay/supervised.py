@@ -45,7 +45,7 @@ class SupervisedRelay(RelayState):
         return (
             self._ticket.is_queued
             and self._backend.is_restrained
-            and self._backend.is_down(self._destination.route.model)
+            and self._backend.availability.is_down(self._destination.route.model)
         )
 
     @property
@@ -98,10 +98,11 @@ class SupervisedRelay(RelayState):
     def leave_queue(self, backend: Backend) -> None:
         """Stop waiting for `backend` if it accepts no requests and a fallback is up."""
         fallback, model = self._destination.fallback, self._destination.route.model
-        if fallback is None or backend is not self._backend or not backend.accepts_none(model, self._lane):
+        if fallback is None or backend is not self._backend or not backend.availability.accepts_none(model, self._lane):
             return
-        if not self._context.destination(fallback, self.workload).backend.refuses_all(fallback.model, self._lane):
-            self._ticket.refuse(backend.unavailable(model, self._lane))
+        other = self._context.destination(fallback, self.workload).backend
+        if not other.availability.refuses_all(fallback.model, self._lane):
+            self._ticket.refuse(backend.availability.error(model, self._lane))
 
     def leave_hung_server(self) -> None:
         """Go elsewhere if the request waits for the first token of a server that hangs."""
@@ -175,4 +176,5 @@ class SupervisedRelay(RelayState):
             return True
         if fallback is None:
             return False
-        return not self._context.destination(fallback, self.workload).backend.refuses_all(fallback.model, self._lane)
+        backend = self._context.destination(fallback, self.workload).backend
+        return not backend.availability.refuses_all(fallback.model, self._lane)

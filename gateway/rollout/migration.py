@@ -78,7 +78,7 @@ class QueueMigration:
         Return how many moved.
         """
         queued = (relay for relay in self._relays() if relay.is_queued and relay.destination.backend is backend)
-        return self._migrate(relay for relay in queued if backend.is_down(relay.destination.route.model))
+        return self._migrate(relay for relay in queued if backend.availability.is_down(relay.destination.route.model))
 
     def on_backend_down(self, backend: Backend) -> None:
         """Let requests that are queued for `backend` be served by its replacement or a fallback.
@@ -155,8 +155,8 @@ class QueueMigration:
     def _target(self, route: Route) -> Destination | None:
         """Return the destination of `route`, or None if no server there is known to serve it."""
         destination = self._destinations.get(route, CHAT)
-        backend = destination.backend
-        is_served = not backend.is_down(route.model) and any(server.serves(route.model) for server in backend.servers)
+        backend, model = destination.backend, route.model
+        is_served = not backend.availability.is_down(model) and any(server.serves(model) for server in backend.servers)
         return destination if is_served else None
 
     # Cutoff after a rollback

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -20,18 +19,15 @@ from gateway.config import BackendSettings, LimitOverrides
 from gateway.engines.embeddings import Embedder
 from gateway.engines.engine import Engine
 from gateway.engines.rerank import VllmReranker
-from gateway.errors import BackendUnavailable
 from gateway.upstream.admission_limits import admission_limits, tier_limits
-from gateway.upstream.circuit_breaker import CALM, LEVELS, CircuitBreaker, CircuitState
+from gateway.upstream.availability import Availability, GpuTurn, without_gpu
+from gateway.upstream.circuit_breaker import CALM, CircuitBreaker, CircuitState
 from gateway.upstream.kinds import build_completer, build_embedder, build_engine, build_loading
 from gateway.upstream.outlier_detection import Change, OutlierDetector
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.server import Server
 from gateway.upstream.server_factory import ServerFactory
 from gateway.upstream.server_names import ServerName
-
-LONGEST_RETRY_AFTER = 60
-"""Seconds. A request on trial may readmit a server at any time."""
 
 PAUSE_MARGIN = 0.01
 """Seconds added to the timer of a pause or an ejection.
@@ -45,12 +41,6 @@ _log = logging.getLogger(__name__)
 
 OnEvent = Callable[[Server, Literal["down", "up", "ejected"], str, LaneName], None]
 """Called when a server has died, is well again, or was ejected for a model and a lane."""
-GpuTurn = Literal["awake", "leaving", "asleep", "waking"]
-"""Turn of a backend that shares the GPU with others. Those that do not are always `awake`.
-
-`leaving`: what is queued and runs ends there, and new requests are refused. `asleep`: it gets none.
-`waking`: requests are queued, and none is admitted yet.
-"""
 
 UnloadFrozen = Callable[
     [Server, ModelState, Callable[[], bool], Callable[[], str]],
@@ -103,11 +93,9 @@ class Backend:
         self._choose_balance()
         self.budget = RetryBudget()
         self.is_restrained = not self.servers
-        """True if some server may not get requests, or none is known.
-
-        Only then is it worth calling `is_down` and `accepts_none`.
-        """
+        """True if some server may not get requests, or none is known. Only then is it worth asking `availability`."""
         self.turn: GpuTurn = "awake"
+        self.availability = Availability(self)
         self.on_down = on_down
         """Called when the circuit breaker of a server has opened, or a server was ejected."""
         self.on_evicted = on_evicted
@@ -129,41 +117,12 @@ class Backend:
         """Choice among the servers by their prefix caches, None if they are not chosen so."""
         return self.admission.affinity
 
-    @property
-    def is_up(self) -> bool:
-        """True if at least one server is healthy."""
-        return any(server.is_well for server in self.servers)
-
-    @property
-    def circuit_level(self) -> int:
-        """Level of the best server: 0 closed, 1 suspect or on trial, 2 open or ejected."""
-        return min((self._level(server) for server in self.servers), default=LEVELS["open"])
-
-    @staticmethod
-    def _level(server: Server) -> int:
-        """Return the level of a server, which is ejected if all its requests are held back."""
-        if not server.ejections:
-            return LEVELS[server.circuit.state]
-        ejected = min((_ejection_level(detector) for detector in server.used_detectors), default=0)
-        return max(LEVELS[server.circuit.state], ejected)
-
-    def gives_requests(self, server: Server) -> bool:
-        """Return whether `server` is given requests, for at least one of the models that it serves."""
-        if not server.is_well or server.is_excluded or server.circuit.state == "suspect" or server.circuit.is_paused:
-            return False
-        return not server.ejections or any(detector.gets_requests for detector in server.used_detectors)
-
     # Turns on a shared GPU
 
     @property
     def is_probed(self) -> bool:
         """True if the health checks judge the backend: its engine is expected to answer."""
         return self.turn in ("awake", "leaving")
-
-    @property
-    def refuses_new(self) -> bool:
-        """True if new requests are refused, because another engine has the GPU or is about to."""
-        return self.turn in ("leaving", "asleep")
 
     def take_turn(self, turn: GpuTurn, expected_seconds: float | None = None) -> None:
         """Change the turn. `expected_seconds` is the expected time to the end of `waking`, None if unknown.
@@ -185,71 +144,7 @@ class Backend:
         """End the wait of the requests that are queued for an engine that does not get the GPU."""
         for queue in self.admission.queues:
             if queue.waiting:
-                queue.refuse(self._without_gpu)
-
-    @staticmethod
-    def _without_gpu() -> BackendUnavailable:
-        return BackendUnavailable(
-            "The engine of this model does not have the GPU now. Try again later, or use another model.",
-            retry_after=LONGEST_RETRY_AFTER,
-        )
-
-    def is_down(self, model: str) -> bool:
-        """Return whether no server may serve `model`: the circuit breaker of every server that has it is open.
-
-        Nor may one if none is known, or their engine sleeps.
-        """
-        if self.turn in ("asleep", "waking"):
-            return self.turn == "asleep"
-        serving = [server for server in self.servers if server.serves(model)]
-        return not self.servers or (bool(serving) and all(server.circuit.is_open for server in serving))
-
-    def accepts_none(self, model: str, lane: LaneName) -> bool:
-        """Return whether no server that has `model` may get requests that a fallback can serve.
-
-        A suspect server counts as accepting requests, because a probe is about to decide on it. Requests
-        wait for an engine that is being woken.
-        """
-        if self.turn != "awake":
-            return self.refuses_new
-        serving = [server for server in self.servers if server.serves(model)]
-        return (bool(serving) or not self.servers) and not any(
-            (server.circuit.state == "suspect" or server.is_up()) and server.gate(model, lane).accepts()
-            for server in serving
-        )
-
-    def refuses_all(self, model: str, lane: LaneName) -> bool:
-        """Return whether every server that has `model` is down, or hangs and has its request on trial.
-
-        A request without a fallback would only wait there.
-        """
-        if self.turn != "awake":
-            return self.refuses_new
-        serving = [server for server in self.servers if server.serves(model)]
-        return (bool(serving) or not self.servers) and all(
-            server.circuit.is_open or ((gate := server.gate(model, lane)).is_hung and not gate.allows())
-            for server in serving
-        )
-
-    def unavailable(self, model: str, lane: LaneName) -> BackendUnavailable:
-        """Return the error for a request that no server can serve.
-
-        Its `Retry-After` is the time to the next probe or lookup, or to the end of an ejection.
-        """
-        if self.refuses_new:
-            return self._without_gpu()
-        if not self.servers:
-            return BackendUnavailable(
-                "No server of the model backend is known yet: its host name is not resolved. Try again later.",
-                retry_after=1,
-            )
-        ends = [
-            detector.until - time.monotonic()
-            for server in self.servers
-            if (detector := server.detectors.get((model, lane))) is not None and detector.restrains
-        ]
-        seconds = min(max(1, math.ceil(min(ends, default=self.settings.probe_interval))), LONGEST_RETRY_AFTER)
-        return BackendUnavailable("No server of the model backend is available. Try again later.", retry_after=seconds)
+                queue.refuse(without_gpu)
 
     def pause(self, server: Server, seconds: float) -> None:
         """Send no requests to `server` for a number of seconds, because it is full or failing."""
@@ -304,13 +199,6 @@ class Backend:
             self._on_event(server, "down" if state == "open" else "up", "", "text")
         if state == "open":
             self.on_down(self)
-
-    def _is_last_resort(self, detector: OutlierDetector) -> bool:
-        """Return whether no server can serve what `detector` holds back."""
-        model, lane = detector.model, detector.lane
-        return not any(
-            server.serves(model) and server.is_up() and server.gate(model, lane).accepts() for server in self.servers
-        )
 
     def _ejection_changed(self, server: Server, detector: OutlierDetector, change: Change) -> None:
         if server.is_leaving:
@@ -383,7 +271,7 @@ class Backend:
         server.build_detector = partial(
             OutlierDetector,
             clock=time.monotonic,
-            is_last_resort=self._is_last_resort,
+            is_last_resort=self.availability.is_last_resort,
             on_change=partial(self._ejection_changed, server),
         )
 
@@ -497,10 +385,6 @@ class Backend:
             timer.cancel()
         for server in (*self.servers, *self.leaving):
             server.pool.close()
-
-
-def _ejection_level(detector: OutlierDetector) -> int:
-    return 0 if not detector.restrains else 1 if detector.gets_requests else 2
 
 
 def _call_later(seconds: float, callback: Callable[[], None]) -> None:

@@ -95,7 +95,9 @@ class Pods:
     def up(self) -> list[str]:
         """Return the addresses of the servers that get requests."""
         return sorted(
-            server.pool.origin.address or "" for server in self.backend.servers if self.backend.gives_requests(server)
+            server.pool.origin.address or ""
+            for server in self.backend.servers
+            if self.backend.availability.gives_requests(server)
         )
 
     async def has(self, *pods: FaultBackend) -> None:

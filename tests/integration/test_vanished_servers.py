@@ -282,7 +282,7 @@ async def test_kept_connections_are_closed_before_a_request_meets_them() -> None
         host.vanish()
         await eventually(lambda: not pool._idle, patience=15)
         await host.come_back()
-        await eventually(lambda: gateway.gateway._backends["main"].is_up, patience=15)
+        await eventually(lambda: gateway.gateway._backends["main"].availability.is_up, patience=15)
         began = now()
         assert (await gateway_ask(gateway, False)).status == 200
         assert now() - began < 1

@@ -7,47 +7,20 @@ import json
 import logging
 import time
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
-from gateway import config
 from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import Queue
-from gateway.admission.ticket import Ticket
 from gateway.chat.embedding import Embedding
 from gateway.chat.prompt_blocks import PromptBlocks
 from gateway.config import LimitOverrides
 from gateway.engines.engine import ModelFacts
 from gateway.upstream import outlier_detection
 from gateway.upstream.backend import Backend
-from gateway.upstream.circuit_breaker import LEVELS
-from gateway.upstream.outlier_detection import HANG, IN_A_ROW, OutlierDetector
+from gateway.upstream.outlier_detection import IN_A_ROW
 from tests.fakes.chats import chat
-
-MODEL = "llama"
-
-
-def backend(*, kind: str = "vllm", servers: int = 2, **keys: Any) -> Backend:
-    """Return a backend of `kind` whose servers are never asked for anything."""
-    addresses = [{"base_url": f"http://127.0.0.1:{number + 1}"} for number in range(servers)]
-    settings = config.build(
-        {
-            "llm_backend": "here",
-            "backends": {"here": {"kind": kind, "servers": addresses, **keys}},
-            "tiers": {"standard": {"models": {"here": MODEL}}},
-        }
-    )
-    return Backend(settings.backends["here"])
-
-
-def open_circuit(backend: Backend, number: int = 0) -> None:
-    backend.servers[number].circuit.probe_missed(is_sure=True)
-
-
-def ticket(backend: Backend) -> Ticket:
-    return Ticket(backend.admission, backend.admission.queue(MODEL, "text"), Claim())
-
+from tests.upstream.offline_backend import MODEL, backend, eject, open_circuit, ticket
 
 # Servers
 
@@ -100,10 +73,6 @@ def test_model_lacks_a_capability_if_one_server_says_so() -> None:
     assert not here.lacks(MODEL, "vision")
     here.servers[1].update_models({MODEL: ModelFacts(capabilities=frozenset())})
     assert here.lacks(MODEL, "vision")
-
-
-def test_unavailable_backend_asks_clients_to_wait_for_a_probe() -> None:
-    assert backend(probe_interval=2.5).unavailable(MODEL, "text").retry_after == 3
 
 
 # Queues and limits
@@ -173,39 +142,6 @@ def test_limit_that_the_settings_fix_is_not_learned() -> None:
 # Health
 
 
-def test_backend_is_down_when_the_circuits_of_all_servers_with_the_model_are_open() -> None:
-    here = backend()
-    open_circuit(here)
-    assert (here.is_up, here.is_down(MODEL)) == (True, False)
-    here.servers[1].mark_missing(MODEL)
-    assert here.is_down(MODEL)
-    here.servers[0].mark_missing(MODEL)
-    assert not here.is_down(MODEL), "no server has the model"
-    open_circuit(here, 1)
-    assert not here.is_up
-
-
-def test_suspect_server_counts_as_accepting_because_a_probe_decides_soon() -> None:
-    here = backend(servers=1)
-    circuit = here.servers[0].circuit
-    assert not here.is_restrained
-    circuit.mark_suspect("connect")
-    assert (here.is_restrained, here.accepts_none(MODEL, "text"), here.is_down(MODEL)) == (True, False, False)
-    circuit.probe_missed()
-    assert (here.is_restrained, here.accepts_none(MODEL, "text"), here.is_down(MODEL)) == (True, True, True)
-    circuit.probe_answered()
-    circuit.probe_answered()
-    assert (here.is_restrained, here.accepts_none(MODEL, "text")) == (False, False)
-
-
-def test_level_is_that_of_the_best_circuit() -> None:
-    here = backend()
-    open_circuit(here)
-    assert here.circuit_level == LEVELS["closed"]
-    here.servers[1].circuit.mark_suspect("connect")
-    assert here.circuit_level == LEVELS["suspect"]
-
-
 def test_server_that_answers_wrongly_is_excluded_while_another_is_well() -> None:
     here = backend()
     first, second = here.servers
@@ -264,62 +200,20 @@ async def test_server_that_fails_fast_is_paused_after_a_probe_cleared_it_if_anot
 # Ejections
 
 
-def eject(backend: Backend, number: int = 0, reason: str = "status_5xx") -> OutlierDetector:
-    detector = backend.servers[number].gate(MODEL, "text")
-    for _ in range(IN_A_ROW):
-        detector.fail(reason, time.monotonic(), Claim(), False)
-    assert detector.restrains
-    return detector
-
-
 async def test_requests_go_to_the_servers_that_are_not_ejected() -> None:
     here = backend()
     detector = eject(here)
     with ExitStack() as stack:
         found = [stack.enter_context(ticket(here)).server for _ in range(3)]
         assert found == [here.servers[1]] * 3
-        assert (here.accepts_none(MODEL, "text"), here.refuses_all(MODEL, "text")) == (False, False)
-        assert (here.is_down(MODEL), here.is_restrained) == (False, True)
+        availability = here.availability
+        assert (availability.accepts_none(MODEL, "text"), availability.refuses_all(MODEL, "text")) == (False, False)
+        assert (availability.is_down(MODEL), here.is_restrained) == (False, True)
         detector.until = time.monotonic()
         on_trial = stack.enter_context(ticket(here))
         assert (on_trial.server, on_trial.is_trial) == (here.servers[0], True)
         assert stack.enter_context(ticket(here)).server is here.servers[1]
     assert detector.accepts(), "the trial has ended without a result"
-    here.close()
-
-
-async def test_ejection_holds_for_its_model_and_lane_only() -> None:
-    here = backend(servers=1)
-    eject(here)
-    assert here.accepts_none(MODEL, "text")
-    assert not here.accepts_none(MODEL, "vision")
-    assert not here.accepts_none("another", "text")
-    here.close()
-
-
-@pytest.mark.parametrize(("reason", "is_allowed"), [("status_5xx", True), (HANG, False)])
-async def test_last_server_for_a_model_gets_its_requests_unless_it_hangs(reason: str, is_allowed: bool) -> None:
-    here = backend()
-    eject(here, 0, reason)
-    here.servers[1].mark_missing(MODEL)
-    assert here.accepts_none(MODEL, "text"), "for those who have a fallback"
-    assert not here.refuses_all(MODEL, "text")
-    with ticket(here) as first, ticket(here) as second:
-        assert (first.is_trial, second.is_queued) == (not is_allowed, not is_allowed)
-        assert here.refuses_all(MODEL, "text") is not is_allowed
-        assert here.gives_requests(here.servers[0])
-    here.close()
-
-
-async def test_backend_refuses_all_if_one_server_is_dead_and_the_other_hangs() -> None:
-    here = backend()
-    open_circuit(here)
-    eject(here, 1, HANG)
-    assert not here.refuses_all(MODEL, "text"), "a request may be on trial"
-    with ticket(here):
-        assert here.refuses_all(MODEL, "text")
-    open_circuit(here, 1)
-    assert here.refuses_all(MODEL, "text")
     here.close()
 
 
@@ -331,37 +225,6 @@ async def test_queued_request_gets_the_trial_when_an_ejection_ends(monkeypatch: 
         assert (running.server, waiting.is_queued) == (here.servers[1], True)
         await waiting.wait()
         assert (waiting.server, waiting.is_trial) == (here.servers[0], True)
-    here.close()
-
-
-async def test_level_and_retry_after_follow_an_ejection() -> None:
-    here = backend(servers=1, probe_interval=2.5)
-    detector = eject(here)
-    assert (here.circuit_level, here.gives_requests(here.servers[0])) == (2, False)
-    assert here.unavailable(MODEL, "text").retry_after == outlier_detection.BASE_SECONDS
-    assert here.unavailable(MODEL, "vision").retry_after == 3
-    detector.until = time.monotonic() + 1000
-    assert here.unavailable(MODEL, "text").retry_after == 60
-    detector.until = time.monotonic()
-    assert (here.circuit_level, here.unavailable(MODEL, "text").retry_after) == (1, 1)
-    detector.succeed(Claim(), 1, 0.1, True)
-    assert (here.circuit_level, here.gives_requests(here.servers[0]), here.is_restrained) == (0, True, False)
-    here.close()
-
-
-async def test_servers_without_an_ejection_are_judged_without_a_look_at_who_uses_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each scrape and status asked that of each server and model: 20 ms for 128 servers with 50 models."""
-
-    def refuse(_: object) -> bool:
-        raise AssertionError
-
-    here = backend()
-    for number in range(20):
-        here.servers[0].gate(f"model-{number}", "text")
-    monkeypatch.setattr(outlier_detection.OutlierDetector, "is_used", property(refuse))
-    assert (here.circuit_level, here.gives_requests(here.servers[0])) == (0, True)
     here.close()
 
 
@@ -391,7 +254,8 @@ async def test_change_of_settings_keeps_an_ejection() -> None:
 async def test_request_waits_for_the_end_of_a_pause() -> None:
     here = backend(servers=1)
     here.pause(here.servers[0], 0.02)
-    assert (here.is_restrained, here.accepts_none(MODEL, "text"), here.is_down(MODEL)) == (True, True, False)
+    assert here.is_restrained
+    assert (here.availability.accepts_none(MODEL, "text"), here.availability.is_down(MODEL)) == (True, False)
     with ticket(here) as waiting:
         assert waiting.is_queued
         await waiting.wait()

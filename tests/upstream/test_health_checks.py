@@ -65,7 +65,7 @@ async def probed_backend(
 async def test_reachable_server_is_logged_with_its_models(caplog: pytest.LogCaptureFixture) -> None:
     async with stand_in(VLLM) as server, probed_backend("vllm", server.base_url, "Qwen/A") as backend:
         assert caplog.messages == [f"backend here (vllm) at 127.0.0.1:{server.port}: reachable, models there: Qwen/A"]
-        assert backend.is_up
+        assert backend.availability.is_up
         assert backend.context_length("Qwen/A") == 2048
 
 
@@ -117,7 +117,7 @@ async def test_model_that_disappears_or_appears_later_is_logged(kind: Kind, capl
             caplog.messages[2]
             == f"tier standard needs the model {MODEL!r}, which backend here does not have; it has: another"
         )
-        assert backend.is_up
+        assert backend.availability.is_up
         server.models = lambda: present  # type: ignore[method-assign]
         await until(lambda: len(caplog.messages) == 4)
         assert caplog.messages[3].endswith(f"reachable, models there: {MODEL}")
@@ -165,7 +165,7 @@ async def test_model_is_listed_once_however_the_settings_spell_it(caplog: pytest
 
 async def test_server_that_reports_nothing_but_its_models_is_up() -> None:
     async with stand_in(VLLM) as server, probed_backend("openai", server.base_url, "Qwen/A") as backend:
-        assert backend.is_up
+        assert backend.availability.is_up
         assert not backend.lacks("Qwen/A", "vision")
 
 
@@ -280,11 +280,11 @@ async def test_unreachable_server_is_logged_and_found_when_it_comes_up(caplog: p
         assert caplog.messages == [
             f"backend here (vllm) at 127.0.0.1:{port}: not reachable: no connection; requests to it fail until it is"
         ]
-        assert not backend.is_up
+        assert not backend.availability.is_up
         async with stand_in(VLLM, port):
-            await until(lambda: backend.is_up and changed == ["here"])
+            await until(lambda: backend.availability.is_up and changed == ["here"])
             assert caplog.messages[-1].endswith("reachable, models there: Qwen/A")
-        await until(lambda: not backend.is_up)
+        await until(lambda: not backend.availability.is_up)
         assert changed == ["here", "here"]
         assert "not reachable" in caplog.messages[-1]
 
@@ -372,10 +372,10 @@ async def test_server_is_excluded_after_two_odd_answers_in_a_row_and_not_after_o
 
         server.models = every_second_one  # type: ignore[method-assign]
         await until(lambda: probes >= 8)
-        assert (backend.is_up, changed) == (True, [])
+        assert (backend.availability.is_up, changed) == (True, [])
         server.models = lambda: b"<html>"  # type: ignore[method-assign]
-        await until(lambda: not backend.is_up)
+        await until(lambda: not backend.availability.is_up)
         assert changed == ["here"]
         server.models = lambda: present  # type: ignore[method-assign]
-        await until(lambda: backend.is_up)
+        await until(lambda: backend.availability.is_up)
         assert changed == ["here", "here"]

@@ -220,7 +220,9 @@ class PreflightCheck:
         )
         names = {urlsplit(server.base_url).hostname or "" for server in backend.settings.servers}
         hosts = frozenset("loopback" if name in LOOPBACK else name for name in names)
-        return BackendFacts(backend.name, backend.kind, hosts, backend.is_up, keeps_loaded, self._memory[backend.name])
+        return BackendFacts(
+            backend.name, backend.kind, hosts, backend.availability.is_up, keeps_loaded, self._memory[backend.name]
+        )
 
 
 def _params(tier: Tier) -> tuple[Mapping[str, object], Mapping[str, object], tuple[str, ...], int | None]:

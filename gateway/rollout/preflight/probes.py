@@ -249,7 +249,7 @@ class CapabilityProbe:
         task = asyncio.create_task(work)
         try:
             while not (await asyncio.wait((task,), timeout=CHECK_SECONDS))[0]:
-                if self._backend.is_down(self._destination.route.model):
+                if self._backend.availability.is_down(self._destination.route.model):
                     raise _Unfinished(False, "does not answer")
             return task.result()
         finally:
