@@ -8,7 +8,8 @@ from gateway.admission.hub_limits import HubLimits
 from gateway.admission.shared_limits import SharedLimits
 from gateway.api.named_keys import NamedKeys
 from gateway.replicas.shared_document import SharedDocument
-from gateway.upstream.backend import Backend, OnEvent
+from gateway.upstream.backend import Backend
+from gateway.upstream.restraints import OnEvent
 from gateway.usage.recorder import UsageRecorder
 
 

@@ -17,8 +17,9 @@ from gateway.sharing.affinity_sharing import AFFINITY, AffinitySharing
 from gateway.sharing.base import Sharing
 from gateway.sharing.hub_sharing import share_file
 from gateway.state_file import StateFile
-from gateway.upstream.backend import Backend, OnEvent
+from gateway.upstream.backend import Backend
 from gateway.upstream.hints import Hints
+from gateway.upstream.restraints import OnEvent
 from gateway.usage.recorder import UsageRecorder
 
 

@@ -1,11 +1,9 @@
 """A backend at run time: its servers, with their connections and circuit breakers, and queues."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Literal
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
@@ -21,26 +19,12 @@ from gateway.engines.engine import Engine
 from gateway.engines.rerank import VllmReranker
 from gateway.upstream.admission_limits import admission_limits, tier_limits
 from gateway.upstream.availability import Availability, GpuTurn, without_gpu
-from gateway.upstream.circuit_breaker import CALM, CircuitBreaker, CircuitState
 from gateway.upstream.kinds import build_completer, build_embedder, build_engine, build_loading
-from gateway.upstream.outlier_detection import Change, OutlierDetector
+from gateway.upstream.restraints import OnEvent, Restraints
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.server import Server
 from gateway.upstream.server_factory import ServerFactory
 from gateway.upstream.server_names import ServerName
-
-PAUSE_MARGIN = 0.01
-"""Seconds added to the timer of a pause or an ejection.
-
-The loop's clock is a little coarser than the clock that ends the pause.
-"""
-
-
-_log = logging.getLogger(__name__)
-
-
-OnEvent = Callable[[Server, Literal["down", "up", "ejected"], str, LaneName], None]
-"""Called when a server has died, is well again, or was ejected for a model and a lane."""
 
 UnloadFrozen = Callable[
     [Server, ModelState, Callable[[], bool], Callable[[], str]],
@@ -62,7 +46,6 @@ class Backend:
         on_event: OnEvent | None = None,
         shared: SharedLimits | HubLimits | None = None,
     ) -> None:
-        self._on_event = on_event
         self.name = settings.name
         self.kind = settings.kind
         self.settings = settings
@@ -96,6 +79,9 @@ class Backend:
         """True if some server may not get requests, or none is known. Only then is it worth asking `availability`."""
         self.turn: GpuTurn = "awake"
         self.availability = Availability(self)
+        self.restraints = Restraints(
+            self.servers, self.availability.is_last_resort, self.refresh, partial(on_down, self), on_event
+        )
         self.on_down = on_down
         """Called when the circuit breaker of a server has opened, or a server was ejected."""
         self.on_evicted = on_evicted
@@ -105,9 +91,8 @@ class Backend:
         self.adopt: Callable[[Server], None] = lambda server: None
         """`ModelLoader.adopt`, if models have to be loaded; called before a server joins."""
         self._recalled: dict[str, Mapping[str, int]] = {}
-        self._timers: set[asyncio.TimerHandle] = set()
         for server in self.servers:
-            self._observe(server)
+            self.restraints.observe(server)
 
     def __repr__(self) -> str:
         return f"<Backend {self.name}: {self.servers!r}>"
@@ -146,21 +131,6 @@ class Backend:
             if queue.waiting:
                 queue.refuse(without_gpu)
 
-    def pause(self, server: Server, seconds: float) -> None:
-        """Send no requests to `server` for a number of seconds, because it is full or failing."""
-        server.circuit.pause(seconds)
-        self._refresh_after(seconds, lambda: server.circuit.allows(server.load))  # ends the pause
-        self.refresh()
-
-    def _refresh_after(self, seconds: float, step: Callable[[], object] = lambda: None) -> None:
-        def refresh() -> None:
-            self._timers.discard(timer)
-            step()
-            self.refresh()
-
-        timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(seconds + PAUSE_MARGIN, refresh)
-        self._timers.add(timer)
-
     def refresh(self) -> None:
         """Admit the requests that can run after a server came, went or changed its models."""
         any_is_well = any(server.is_well and not server.is_joining for server in self.servers)
@@ -174,48 +144,6 @@ class Backend:
         )
         self.admission.refresh()
 
-    def _circuit_changed(self, server: Server, was: CircuitState, reason: str) -> None:
-        state = server.circuit.state
-        if server.is_leaving:
-            return
-        if server.up is not None:  # the result of the first probe has its own log line
-            level = logging.WARNING if state in ("suspect", "open") else logging.INFO
-            _log.log(level, "backend %s: circuit %s, was %s (%s)", server.name, state, was, reason)
-        if state == "suspect":
-            server.doubted.set()
-        if state == "open":
-            server.up = False
-            server.prefixes.clear()
-            for detector in server.detectors.values():
-                detector.explain(server.circuit.suspected_at)
-        if (
-            was == "suspect"
-            and state == "closed"
-            and any(other is not server and other.is_up() for other in self.servers)
-        ):
-            self.pause(server, CALM)  # a server that fails fast looks idle and would get every request
-        self.refresh()
-        if self._on_event is not None and (state == "open" or (state == "closed" and was == "half_open")):
-            self._on_event(server, "down" if state == "open" else "up", "", "text")
-        if state == "open":
-            self.on_down(self)
-
-    def _ejection_changed(self, server: Server, detector: OutlierDetector, change: Change) -> None:
-        if server.is_leaving:
-            return
-        what = f"{detector.model!r} ({detector.lane})"
-        if change == "ejected":
-            seconds = detector.until - time.monotonic()
-            _log.warning("backend %s: ejected for %s, %.0f s (%s)", server.name, what, seconds, detector.reason)
-            self._refresh_after(seconds)
-        elif change == "readmitted":
-            _log.info("backend %s: readmitted for %s, a request succeeded", server.name, what)
-        self.refresh()
-        if change == "ejected":
-            if self._on_event is not None:
-                self._on_event(server, "ejected", detector.model, detector.lane)
-            self.on_down(self)
-
     # Servers at the addresses of a host name
 
     def build_at(self, name: ServerName, address: str) -> Server:
@@ -224,7 +152,7 @@ class Backend:
         server.is_joining = server.is_excluded = True
         server.doubt_name = name.doubted.set
         server.guesses = dict(self._recalled.pop(server.name, {}))
-        self._observe(server)
+        self.restraints.observe(server)
         self.adopt(server)
         self.admission.add([server])
         return server
@@ -264,16 +192,6 @@ class Backend:
         if drained:
             self.admission.drop(drained)
         return drained
-
-    def _observe(self, server: Server) -> None:
-        """React to changes of the server's circuit breaker and outlier detectors."""
-        server.circuit = CircuitBreaker(time.monotonic, partial(self._circuit_changed, server))
-        server.build_detector = partial(
-            OutlierDetector,
-            clock=time.monotonic,
-            is_last_resort=self.availability.is_last_resort,
-            on_change=partial(self._ejection_changed, server),
-        )
 
     def headers(self) -> list[tuple[str, str]]:
         """Return the headers that the settings add to each request to this backend."""
@@ -381,8 +299,7 @@ class Backend:
     def close(self) -> None:
         if self._shared is not None:
             self._shared.detach(self.admission)
-        for timer in self._timers:
-            timer.cancel()
+        self.restraints.close()
         for server in (*self.servers, *self.leaving):
             server.pool.close()
 

@@ -8,8 +8,9 @@ from gateway.admission.model_state import ModelState
 from gateway.admission.shared_limits import SharedLimits
 from gateway.config import Settings, is_same_place
 from gateway.telemetry.metrics import Metrics
-from gateway.upstream.backend import Backend, OnEvent
+from gateway.upstream.backend import Backend
 from gateway.upstream.model_loader import ModelLoader
+from gateway.upstream.restraints import OnEvent
 
 
 class Backends:

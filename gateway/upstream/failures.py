@@ -103,7 +103,7 @@ def record_failure(backend: Backend, model: str, server: Server, error: GatewayE
             server.circuit.fail(error.reason, sent)
         return error.reason
     if isinstance(error, BackendUnavailable):
-        backend.pause(server, FULL_SECONDS if error.pause is None else error.pause)
+        backend.restraints.pause(server, FULL_SECONDS if error.pause is None else error.pause)
         return BUSY
     if isinstance(error, ModelNotFound):
         server.mark_missing(model)

@@ -257,7 +257,7 @@ async def test_probe_does_not_readmit_a_server_but_a_trial_request_does(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(outlier_detection, "BASE_SECONDS", 60.0)  # longer than the test, which ends each ejection
-    caplog.set_level("INFO", "gateway.upstream.backend")
+    caplog.set_level("INFO", "gateway.upstream.restraints")
     async with sick_server("breaks", fallback=True) as (gateway, (sick, other)):
         assert await lost_of(gateway, 20) == 0
         detector = detector_of(gateway)

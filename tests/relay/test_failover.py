@@ -462,7 +462,7 @@ async def test_request_waits_for_a_full_backend_if_the_fallback_is_down() -> Non
     async with two_backends("vllm") as (gateway, first, second):
         second.die()
         server_of(gateway, "ollama").circuit.probe_missed(is_sure=True)
-        backend_of(gateway, "vllm").pause(server_of(gateway, "vllm"), 0.2)
+        backend_of(gateway, "vllm").restraints.pause(server_of(gateway, "vllm"), 0.2)
         check_served_by(await gateway.ask(), "vllm", 1)
         assert len(first.requests) == 1
 
@@ -603,13 +603,13 @@ async def test_simultaneous_failures_of_many_requests_do_not_open_the_circuit(ki
 async def test_failures_make_the_circuit_suspect_and_a_good_probe_closes_it(
     kind: Kind, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "gateway.upstream.backend")
+    caplog.set_level("INFO", "gateway.upstream.restraints")
     async with servers(kind, mode) as (gateway, (server,)):
         for _ in range(IN_A_ROW):
             assert (await gateway.ask()).status == 502
         circuit = server_of(gateway, kind).circuit
         await until(lambda: circuit.state == "closed")
-        told = [record.getMessage() for record in caplog.records if record.name == "gateway.upstream.backend"]
+        told = [record.getMessage() for record in caplog.records if record.name == "gateway.upstream.restraints"]
         assert [message.split("(")[0] for message in told] == [
             f"backend {kind}: circuit suspect, was closed ",
             f"backend {kind}: circuit closed, was suspect ",

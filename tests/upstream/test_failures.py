@@ -104,7 +104,7 @@ def test_full_server_is_paused_for_the_time_that_it_names(pause: float | None, s
     error.pause = pause
     result, backend, server = record(error)
     assert result == BUSY
-    backend.pause.assert_called_once_with(server, seconds)
+    backend.restraints.pause.assert_called_once_with(server, seconds)
     assert server.mock_calls == []
 
 

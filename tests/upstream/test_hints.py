@@ -104,7 +104,7 @@ async def test_ejection_elsewhere_lowers_the_bar_and_ejects_nothing(two: Two) ->
 
 
 async def test_changes_of_a_server_are_told(two: Two) -> None:
-    two.backend._on_event = two.hints.tell
+    two.backend.restraints._on_event = two.hints.tell
     two.engine.die()
     two.server.doubted.set()
     two.server.is_hinted = True
