@@ -1,4 +1,4 @@
-"""A backend at run time: its servers, with their connections and circuit breakers, and queues."""
+"""A backend at run time: its servers, which may join and leave, and its queues."""
 
 import asyncio
 import time
@@ -14,12 +14,10 @@ from gateway.admission.queues import Queue
 from gateway.admission.scheduler import Admission
 from gateway.admission.shared_limits import SharedLimits
 from gateway.config import BackendSettings, LimitOverrides
-from gateway.engines.embeddings import Embedder
-from gateway.engines.engine import Engine
 from gateway.engines.rerank import VllmReranker
 from gateway.upstream.admission_limits import admission_limits, tier_limits
 from gateway.upstream.availability import Availability, GpuTurn, without_gpu
-from gateway.upstream.kinds import build_completer, build_embedder, build_engine, build_loading
+from gateway.upstream.kinds import build_parts
 from gateway.upstream.restraints import OnEvent, Restraints
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.server import Server
@@ -33,7 +31,20 @@ UnloadFrozen = Callable[
 
 
 class Backend:
-    """A named group of servers, as a backend in HAProxy."""
+    """A named group of servers, as a backend in HAProxy.
+
+    `on_down` is called when the circuit breaker of a server has opened, a server was ejected, or some
+    have left; `on_evicted` when a server has evicted a model that may still have requests.
+
+    Attributes:
+        loading: requests that load models, or None if the servers always have their models loaded.
+        servers: servers that may get requests; changed in place by `join` and `leave`.
+        names: host names whose addresses are servers.
+        is_restrained: True if some server may not get requests, or none is known. Only then is it
+            worth asking `availability`.
+        unload_frozen: `ModelLoader.unload_frozen`, or None if no model has to be loaded.
+        adopt: `ModelLoader.adopt`, if models have to be loaded; called before a server joins.
+    """
 
     def __init__(
         self,
@@ -49,47 +60,24 @@ class Backend:
         self.name = settings.name
         self.kind = settings.kind
         self.settings = settings
-        self.engine: Engine = build_engine(settings)
-        self.embedder: Embedder = build_embedder(settings)
-        self.completer = build_completer(settings, self.engine)
-        self.loading = build_loading(settings)
-        """Requests that load models, or None if the servers always have their models loaded."""
-        self._factory = factory = ServerFactory(
-            settings,
-            self.headers(),
-            self.engine.chat_path,
-            self.embedder.path,
-            (self.completer.path, VllmReranker.path),
-            self.engine.canonical,
-        )
-        timeout = settings.limits.connect_timeout
-        self.servers = [
-            factory.build(server, number, timeout)
-            for number, server in enumerate(settings.servers, 1)
-            if not server.is_name
-        ]
-        """Servers that may get requests. Changed in place by `join` and `leave`."""
+        self.engine, self.embedder, self.completer, self.loading = build_parts(settings)
+        self._factory = factory = self._build_factory()
+        self.servers = factory.build_all(settings.limits.connect_timeout)
         self.names = [ServerName(server, factory.origin(server)) for server in settings.servers if server.is_name]
-        """Host names whose addresses are servers."""
         self._shared = shared
         self.admission = self._build_admission(num_parallel, on_learned)
         self._choose_balance()
         self.budget = RetryBudget()
         self.is_restrained = not self.servers
-        """True if some server may not get requests, or none is known. Only then is it worth asking `availability`."""
         self.turn: GpuTurn = "awake"
         self.availability = Availability(self)
         self.restraints = Restraints(
             self.servers, self.availability.is_last_resort, self.refresh, partial(on_down, self), on_event
         )
         self.on_down = on_down
-        """Called when the circuit breaker of a server has opened, or a server was ejected."""
         self.on_evicted = on_evicted
-        """Called when a server has evicted a model that may still have requests."""
         self.unload_frozen: UnloadFrozen | None = None
-        """`ModelLoader.unload_frozen`, or None if no model has to be loaded."""
         self.adopt: Callable[[Server], None] = lambda server: None
-        """`ModelLoader.adopt`, if models have to be loaded; called before a server joins."""
         self._recalled: dict[str, Mapping[str, int]] = {}
         for server in self.servers:
             self.restraints.observe(server)
@@ -257,10 +245,7 @@ class Backend:
         The servers of `settings` have to be the same (`config.is_same_place`).
         """
         self.settings = settings
-        self.engine = build_engine(settings)
-        self.embedder = build_embedder(settings)
-        self.completer = build_completer(settings, self.engine)
-        self.loading = build_loading(settings)
+        self.engine, self.embedder, self.completer, self.loading = build_parts(settings)
         for server in (*self.servers, *self.leaving):
             server.pool.connect_timeout = settings.limits.connect_timeout
         self._choose_balance()
@@ -269,6 +254,16 @@ class Backend:
     @property
     def _replicas(self) -> int:
         return 1 if self._shared is None else self._shared.replicas
+
+    def _build_factory(self) -> ServerFactory:
+        return ServerFactory(
+            self.settings,
+            self.headers(),
+            self.engine.chat_path,
+            self.embedder.path,
+            (self.completer.path, VllmReranker.path),
+            self.engine.canonical,
+        )
 
     def _build_admission(self, num_parallel: int | None, on_learned: Callable[[], None]) -> Admission:
         admission = Admission(

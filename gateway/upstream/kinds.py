@@ -1,4 +1,4 @@
-"""What a backend of each kind is made of: its engine, and its requests besides chats."""
+"""Parts of a backend of each kind: its engine, and its requests besides chats."""
 
 from gateway.config import BackendSettings
 from gateway.engines.completions import Completer, OllamaCompleter, OpenAiCompleter
@@ -10,20 +10,26 @@ from gateway.engines.openai import OpenAi
 from gateway.engines.vllm import Vllm
 
 
-def build_engine(settings: BackendSettings) -> Engine:
-    """Return what renders chats for the servers and reads their answers."""
+def build_parts(settings: BackendSettings) -> tuple[Engine, Embedder, Completer, OllamaLoading | None]:
+    """Return what renders and reads chats, embeddings and text completions, and what loads models.
+
+    The last is None if the servers always have their models loaded.
+    """
+    engine = _engine(settings)
+    return engine, _embedder(settings), _completer(settings, engine), _loading(settings)
+
+
+def _engine(settings: BackendSettings) -> Engine:
     if settings.kind == "ollama":
         return Ollama(settings.keep_alive, settings.num_ctx, settings.truncate)
     return Vllm() if settings.kind == "vllm" else OpenAi()
 
 
-def build_loading(settings: BackendSettings) -> OllamaLoading | None:
-    """Return the requests that load models, or None if the servers always have theirs loaded."""
+def _loading(settings: BackendSettings) -> OllamaLoading | None:
     return OllamaLoading(settings.keep_alive, settings.num_ctx) if settings.kind == "ollama" else None
 
 
-def build_embedder(settings: BackendSettings) -> Embedder:
-    """Return what does the same for embeddings as the engine for chats."""
+def _embedder(settings: BackendSettings) -> Embedder:
     return (
         OllamaEmbedder(settings.keep_alive, settings.num_ctx, settings.truncate)
         if settings.kind == "ollama"
@@ -31,8 +37,7 @@ def build_embedder(settings: BackendSettings) -> Embedder:
     )
 
 
-def build_completer(settings: BackendSettings, engine: Engine) -> Completer:
-    """Return what does the same for text completions as the engine for chats."""
+def _completer(settings: BackendSettings, engine: Engine) -> Completer:
     if isinstance(engine, OpenAi):
         return OpenAiCompleter(engine)
     return OllamaCompleter(settings.keep_alive, settings.num_ctx, settings.truncate)

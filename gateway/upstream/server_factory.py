@@ -38,6 +38,7 @@ class ServerFactory:
     ) -> None:
         self._kind = settings.kind
         self._name = settings.name
+        self._servers = settings.servers
         self._is_single = len(settings.servers) == 1 and not settings.servers[0].is_name
         self._tls = _tls_context(settings)
         self._headers = [("Content-Type", "application/json"), *headers]
@@ -46,10 +47,19 @@ class ServerFactory:
         self._other_paths = other_paths
         self._canonical = canonical
 
-    def build(self, settings: ServerSettings, number: int, connect_timeout: float) -> Server:
-        """Return the server with this number in the settings, from 1."""
-        name = self._name if self._is_single else f"{self._name}#{number}"
-        return self._build(name, str(number), settings, self.origin(settings), connect_timeout)
+    def build_all(self, connect_timeout: float) -> list[Server]:
+        """Return the servers whose addresses the settings give. Their names have their numbers there, from 1."""
+        return [
+            self._build(
+                self._name if self._is_single else f"{self._name}#{number}",
+                str(number),
+                server,
+                self.origin(server),
+                connect_timeout,
+            )
+            for number, server in enumerate(self._servers, 1)
+            if not server.is_name
+        ]
 
     def build_at(self, settings: ServerSettings, address: str, connect_timeout: float) -> Server:
         """Return the server at one of the addresses of the name in `settings`."""
