@@ -26,7 +26,8 @@ from gateway.config import Settings
 from gateway.config.reload import FileWatcher, files_of_keys, read_whole
 from gateway.downstream.connection_limit import ConnectionLimit
 from gateway.downstream.fair_accept import ConnectionCounts, FairServer
-from gateway.downstream.protocol import ServerLimits, bind_limits
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.protocol import bind_limits
 from gateway.downstream.server import GracefulServer, listen
 from gateway.garbage import short_collections
 from gateway.replicas.member import HubMember

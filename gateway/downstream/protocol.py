@@ -18,7 +18,6 @@ Differences from uvicorn (as of uvicorn 0.54 and httptools 0.9):
 import asyncio
 import select
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 from httptools import HttpParserError, HttpRequestParser
@@ -30,6 +29,7 @@ from uvicorn.server import ServerState
 from gateway.body_memory import BodyMemory, HeldBody
 from gateway.downstream.connection_limit import ConnectionLimit, TooManyConnections
 from gateway.downstream.cycle import HANDLER, Handler, RequestResponseCycle, asgi_handler, error_answer
+from gateway.downstream.limits import ServerLimits
 from gateway.downstream.request_head import (
     CachedHead,
     HeadRefused,
@@ -47,42 +47,6 @@ _HIGH_WATER = 65536  # bytes: of the request body not yet read, and of the respo
 _BODY_BYTES_PER_SECOND = 65536
 _TIGHT_BYTES_PER_SECOND = 16384
 _HEAD, _BODY_OF_CACHED_HEAD, _BODY, _RESPONSE, _LINGER, _CLOSED = range(6)
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """Limits on the time and the header size that a client may use; times in seconds.
-
-    The body has `body_seconds` in all, plus a second for every 64 KiB that have arrived. Time in
-    which the server itself pauses reading, because the application has left 64 KiB unread, does not
-    count.
-    """
-
-    idle_seconds: float = 10
-    """From accepting a connection to its first byte."""
-    header_seconds: float = 10
-    """From the first byte of a head to its end."""
-    body_seconds: float = 30
-    tight_seconds: float = 5
-    """Interval at which the progress of a body is checked while much memory is in use.
-
-    It must have brought 16 KiB for each second: a body that does not grow must not hold the memory
-    that others need.
-    """
-    keep_alive_seconds: float = 75
-    """From a response to the next request.
-
-    Longer than clients and proxies commonly keep a connection (60).
-    """
-    write_stall_seconds: float = 60
-    """Time in which the client takes no byte of the response; detected within a quarter more."""
-    linger_seconds: float = 5
-    """Time for reading the rest of a request that was answered before its end.
-
-    Closing at once would reset the connection, and the client could lose the response.
-    """
-    max_header_bytes: int = 65536
-    max_header_count: int = 100
 
 
 class _SecondRequest(Exception):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.downstream.protocol import ServerLimits
+from gateway.downstream.limits import ServerLimits
 from tests.downstream.server_thread import ServerThread, serving
 
 LOOPS = ["asyncio", "uvloop"]

@@ -15,7 +15,8 @@ import uvicorn
 from gateway.downstream import protocol
 from gateway.downstream.connection_limit import ConnectionLimit
 from gateway.downstream.cycle import HANDLER, RequestResponseCycle
-from gateway.downstream.protocol import ServerLimits, bind_limits
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.protocol import bind_limits
 from gateway.downstream.server import GracefulServer, listen
 
 SHORT = ServerLimits(

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 import pytest
 
 from gateway.downstream.connection_limit import NOTE_SECONDS, ConnectionLimit, TooManyConnections
-from gateway.downstream.protocol import ServerLimits
+from gateway.downstream.limits import ServerLimits
 from tests.downstream.server_thread import GET, eventually, parse_head, read_all, read_response, serving
 
 

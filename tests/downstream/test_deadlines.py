@@ -1,6 +1,7 @@
 """Deadlines of a connection on a virtual clock.
 
 Covers: gateway/downstream/protocol.py
+Covers: gateway/downstream/limits.py
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from gateway.downstream.protocol import HttpProtocol, ServerLimits, bind_limits
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.protocol import HttpProtocol, bind_limits
 
 LIMITS = ServerLimits(body_seconds=10, write_stall_seconds=8, linger_seconds=3, keep_alive_seconds=100)
 SIZE = 1_000_000

@@ -10,7 +10,8 @@ from typing import Any
 import uvicorn
 
 from gateway.downstream.fair_accept import MEMORY_BYTES, ConnectionCounts, FairServer
-from gateway.downstream.protocol import ServerLimits, bind_limits
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.protocol import bind_limits
 from gateway.downstream.server import listen
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.downstream import protocol
-from gateway.downstream.protocol import ServerLimits
+from gateway.downstream.limits import ServerLimits
 from gateway.downstream.server import listen
 from tests.downstream.server_thread import GET, PATIENCE, eventually, noted, read_all, read_response, serving
 
@@ -125,7 +125,8 @@ def test_requests_that_ignore_the_cutoff_are_ended_within_two_seconds(loop: str)
 
 PROGRAM = """
 import sys, uvicorn
-from gateway.downstream.protocol import ServerLimits, bind_limits
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.protocol import bind_limits
 from gateway.downstream.server import GracefulServer, listen
 
 async def app(scope, receive, send):

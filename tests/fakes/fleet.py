@@ -13,7 +13,7 @@ from typing import Any, Self
 import uvloop
 
 from gateway import config
-from gateway.downstream.protocol import ServerLimits
+from gateway.downstream.limits import ServerLimits
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import PATIENCE, Running, running
 

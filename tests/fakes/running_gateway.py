@@ -15,7 +15,8 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from gateway import config
 from gateway.app import Gateway
-from gateway.downstream.protocol import ServerLimits, bind_limits
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.protocol import bind_limits
 from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.trace_context import Tracer

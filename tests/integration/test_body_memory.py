@@ -22,7 +22,7 @@ import pytest
 import gateway as package
 from gateway import config
 from gateway.chat.images import Checked
-from gateway.downstream.protocol import ServerLimits
+from gateway.downstream.limits import ServerLimits
 from gateway.errors import ShuttingDown
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.images import png_data_url

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.downstream import cycle
-from gateway.downstream.protocol import ServerLimits
+from gateway.downstream.limits import ServerLimits
 from gateway.upstream import health_checks, probe
 from tests.fakes.fault_backend import TEXT, FaultBackend, Kind
 from tests.fakes.running_gateway import Raw, Running, open_descriptors, request_bytes, running, settings_for, until
