@@ -5,17 +5,14 @@ No parsing and no deadlines.
 
 import asyncio
 import logging
-import random
 import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http import HTTPStatus
 from typing import Any, Protocol
 
-from gateway.errors import INVALID_REQUEST, SERVER_ERROR, envelope
+from gateway.downstream.responses import STATUS_LINES, asgi_head, error_answer
+from gateway.errors import SERVER_ERROR
 
-Scope = dict[str, Any]
 AsgiMessage = MutableMapping[str, Any]
-App = Callable[[Any, Any, Any], Awaitable[None]]
 Handler = Callable[["RequestResponseCycle"], Awaitable[None]]
 """Answers one request, without an ASGI scope."""
 Hook = Callable[[], None]
@@ -23,8 +20,6 @@ Hook = Callable[[], None]
 HANDLER = "handler"
 """Name of the application's note with the `Handler` for the further requests with a head."""
 
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 _PIECE_BYTES = 48
 """Memory that a piece of the request body takes beside its bytes."""
 # How the response body is delimited: `_UNDECIDED` until its first piece is known, `_ENDED` after
@@ -276,7 +271,7 @@ class RequestResponseCycle:
         `header_lines` are complete lines, without the headers that frame the body.
         """
         if not self.gone:
-            self._head = _STATUS_LINES[status] + header_lines
+            self._head = STATUS_LINES[status] + header_lines
 
     def end(self) -> None:
         """Complete the response."""
@@ -293,20 +288,20 @@ class RequestResponseCycle:
         if self._mode == _UNDECIDED and self.keep_alive and not (self.more_body or self.started):
             # Nearly all responses: one write with the bytes that `_emit` would produce.
             self._transport.write(
-                b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], header_lines, len(body), body)
+                b"%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINES[status], header_lines, len(body), body)
             )
             self.started = self.complete = True
             self._finish()
             self._owner.answered()
             return
-        self._head = _STATUS_LINES[status] + header_lines
+        self._head = STATUS_LINES[status] + header_lines
         self._emit(body, False)
 
     def _answer_in_parts(self, status: int, header_lines: bytes, parts: list[bytes]) -> None:
         if self._mode != _UNDECIDED:
             self.answer(status, header_lines, b"".join(parts))
             return
-        self._head = _STATUS_LINES[status] + header_lines
+        self._head = STATUS_LINES[status] + header_lines
         self._transport.writelines((self._end_head(sum(map(len, parts)), False), *parts))
         self.started = self.complete = True
         self._finish()
@@ -345,23 +340,15 @@ class RequestResponseCycle:
     # The bytes of the response.
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        head = asgi_head(status, headers)
         if status in (204, 304):
             self._mode = _NO_BODY
-        for name, value in headers:
-            name = name.lower()
-            if name in _FRAMING:
-                if name != b"content-length":  # the server sets the other two itself
-                    self.keep_alive = self.keep_alive and not (name == b"connection" and b"close" in value.lower())
-                    continue
-                if self._mode == _UNDECIDED:
-                    self._mode = _CONTENT_LENGTH
-                    self._remaining = int(value)
-            lines.append(b"%b: %b\r\n" % (name, value))
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            raise RuntimeError("a response header contains a line break or NUL")
-        self._head = head
+        if head.closes:
+            self.keep_alive = False
+        if head.content_length is not None and self._mode == _UNDECIDED:
+            self._mode = _CONTENT_LENGTH
+            self._remaining = int(head.content_length)
+        self._head = head.lines
 
     def _end_head(self, size: int, more: bool) -> bytes:
         """Return the complete head, now that the first piece of the body is known."""
@@ -417,24 +404,3 @@ class RequestResponseCycle:
         self.on_leave = self.on_pause = self.on_resume = None
         if self._event is not None:
             self._event.set()
-
-
-def asgi_handler(app: App, scope: Scope) -> Handler:
-    """Return the handler that calls an ASGI application. `scope` gets the cycle as an extension."""
-
-    def handle(cycle: RequestResponseCycle) -> Awaitable[None]:
-        scope["extensions"] = {"gateway.client": cycle}
-        return app(scope, cycle.receive, cycle.send)
-
-    return handle
-
-
-def error_answer(
-    status: int, code: str | None, message: str, kind: str = INVALID_REQUEST, header_lines: bytes = b""
-) -> bytes:
-    """Return a complete response in OpenAI's error format, with `Connection: close`."""
-    body = envelope(message, kind, None, code)
-    lines = (
-        b"content-type: application/json\r\nx-request-id: req-%024x\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-    )
-    return _STATUS_LINES[status] + header_lines + lines % (random.getrandbits(96), len(body)) + body

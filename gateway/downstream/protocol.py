@@ -23,12 +23,13 @@ from typing import Any
 from httptools import HttpParserError, HttpRequestParser
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
 from gateway.body_memory import BodyMemory, HeldBody
+from gateway.downstream.asgi import asgi_handler, connection_scope
 from gateway.downstream.connection_limit import ConnectionLimit, TooManyConnections
-from gateway.downstream.cycle import HANDLER, Handler, RequestResponseCycle, asgi_handler, error_answer
+from gateway.downstream.cycle import HANDLER, Handler, RequestResponseCycle
 from gateway.downstream.limits import ServerLimits
 from gateway.downstream.request_head import (
     CachedHead,
@@ -39,6 +40,7 @@ from gateway.downstream.request_head import (
     too_large,
     without_upgrade,
 )
+from gateway.downstream.responses import error_answer
 from gateway.downstream.write_timeout import NEVER, WriteTimeout
 from gateway.errors import ConcurrencyExceeded
 
@@ -106,14 +108,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self.connections.add(self)
         transport.set_write_buffer_limits(high=_HIGH_WATER)
-        self._connection_scope = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "server": get_local_addr(transport),
-            "client": get_remote_addr(transport),
-            "scheme": "https" if is_ssl(transport) else "http",
-            "root_path": self.root_path,
-        }
+        self._connection_scope = connection_scope(transport, self.asgi_version, self.root_path)
         self._arm(self.limits.idle_seconds)
 
     def _is_within(self, limit: ConnectionLimit) -> bool:

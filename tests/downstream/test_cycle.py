@@ -124,6 +124,14 @@ def test_response_that_is_not_sent_in_chunks_has_no_size_lines() -> None:
     assert cycle.chunk_line(5) is None
 
 
+async def test_asgi_application_may_close_the_connection() -> None:
+    owner, cycle = begun(False, True, True, b"{}", whole=True)
+    await cycle.send({"type": "http.response.start", "status": 200, "headers": [(b"Connection", b"close")]})
+    await cycle.send({"type": "http.response.body", "body": b"a"})
+    assert owner.sent == b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: close\r\n\r\na"
+    assert not cycle.keep_alive
+
+
 def test_response_without_a_content_length_gets_one(default_server: ServerThread) -> None:
     with default_server.connect(b"GET /no_length HTTP/1.1\r\nHost: a\r\n\r\n") as client:
         assert read_response(client)[2] == b"one piece"
