@@ -28,7 +28,9 @@ from uvicorn.server import ServerState
 
 from gateway.body_memory import BodyMemory, HeldBody
 from gateway.downstream.asgi import asgi_handler, connection_scope
+from gateway.downstream.body_timeout import BodyTimeout
 from gateway.downstream.connection_limit import ConnectionLimit, TooManyConnections
+from gateway.downstream.connection_timer import ConnectionTimer
 from gateway.downstream.cycle import HANDLER, Handler, RequestResponseCycle
 from gateway.downstream.limits import ServerLimits
 from gateway.downstream.request_head import (
@@ -46,8 +48,6 @@ from gateway.errors import ConcurrencyExceeded
 
 _NEW_CONNECTION_SECONDS = 0.5
 _HIGH_WATER = 65536  # bytes: of the request body not yet read, and of the response not yet sent
-_BODY_BYTES_PER_SECOND = 65536
-_TIGHT_BYTES_PER_SECOND = 16384
 _HEAD, _BODY_OF_CACHED_HEAD, _BODY, _RESPONSE, _LINGER, _CLOSED = range(6)
 
 
@@ -56,11 +56,7 @@ class _SecondRequest(Exception):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Connection of one client. Its states: head → body → response → head …, or → linger → closed.
-
-    A connection has one timer. It is set for a deadline only if it would otherwise fire too late,
-    and moves on to the next deadline when it fires, so that a keep-alive request sets no timer.
-    """
+    """Connection of one client. Its states: head → body → response → head …, or → linger → closed."""
 
     limits = ServerLimits()
     body_memory = BodyMemory(sys.maxsize)
@@ -90,14 +86,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._last_request = False
         self._connected_at = 0.0
         self._counted_as: int | str | None = None  # at the connection limit
-        self._body_started_at = 0.0
-        self._received_before = 0  # at the last check of the body's progress
         self._read_paused_at: float | None = None
-        self._deadline = NEVER
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = NEVER
         self._write_paused = False
+        self._body_timeout = BodyTimeout(self.limits.body_seconds, self.limits.tight_seconds)
         self._write_timeout = WriteTimeout(self.limits.write_stall_seconds)
+        self._timer = ConnectionTimer(self.loop, self._write_timeout, self)
 
     # Called by the transport.
 
@@ -109,7 +102,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.connections.add(self)
         transport.set_write_buffer_limits(high=_HIGH_WATER)
         self._connection_scope = connection_scope(transport, self.asgi_version, self.root_path)
-        self._arm(self.limits.idle_seconds)
+        self._timer.arm(self.limits.idle_seconds)
 
     def _is_within(self, limit: ConnectionLimit) -> bool:
         """Count the connection, or refuse it: a refused one is closed at once, since it is there to be held."""
@@ -162,9 +155,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.connection_limit is not None and self._counted_as is not None:
             self.connection_limit.leave(self._counted_as)
         self._state = _CLOSED
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.stop()
         self.parser = None  # type: ignore[assignment]  # it holds a reference to this object
         self._raw = b""
         self._release_buffered()
@@ -174,7 +165,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self._arm_write_timeout()
+        self._timer.watch_unsent()
         if self._cycle is not None:
             self._cycle.pause()
 
@@ -242,7 +233,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._raw = b""
             self._cycle.start(self.loop, handler, self.tasks)
             if self._state == _BODY:
-                self._arm_body()
+                self._timer.arm(self._body_timeout.begin(self._received, self.loop.time()))
         if self._state == _RESPONSE:
             surplus = self._received - self._size if self._size >= 0 else int(data[-1] != 10)
             if surplus and data[-surplus:].strip(b"\r\n"):
@@ -273,7 +264,6 @@ class HttpProtocol(HttpToolsProtocol):
             self, self.transport, fields, notes, False, True, not self._last_request, self._write_paused, body
         )
         self._state = _RESPONSE
-        self._deadline = NEVER
         cycle.start_at_once(self.loop, handler, self.tasks)
         return True
 
@@ -292,7 +282,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._raw = bytearray(data)
         self._received = len(data)
         self._size = len(data) + missing
-        self._arm_body()
+        self._timer.arm(self._body_timeout.begin(self._received, self.loop.time()))
         return True
 
     def _buffer_body(self, data: bytes) -> None:
@@ -330,7 +320,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(*too_large().answer)
         elif isinstance(self._raw, bytes):  # the first piece
             self._raw = bytearray(self._raw)
-            self._arm(self.limits.header_seconds)
+            self._timer.arm(self.limits.header_seconds)
 
     def on_url(self, url: bytes) -> None:
         if self._state != _HEAD:
@@ -375,7 +365,6 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         assert self._cycle is not None
         self._state = _RESPONSE
-        self._deadline = NEVER
         self.resume_body()  # otherwise a disconnect would not be noticed
         self._cycle.end_body()
 
@@ -383,7 +372,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def resume_body(self) -> None:
         if self._read_paused_at is not None:
-            self._body_started_at += self.loop.time() - self._read_paused_at
+            self._body_timeout.extend(self.loop.time() - self._read_paused_at)
             self._read_paused_at = None
             if not self.transport.is_closing():
                 self.transport.resume_reading()
@@ -396,7 +385,7 @@ class HttpProtocol(HttpToolsProtocol):
         assert self._cycle is not None
         if self._state == _RESPONSE and self._cycle.keep_alive:
             self._state = _HEAD
-            self._arm(self.limits.keep_alive_seconds)
+            self._timer.arm(self.limits.keep_alive_seconds)
         else:
             self.close_after_flush()
 
@@ -442,78 +431,35 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._arm(self.limits.linger_seconds)
-        self._arm_write_timeout()
+        self._timer.arm(self.limits.linger_seconds)
+        self._timer.watch_unsent()
 
     def _close(self) -> None:
-        """Close once the response is sent; `_on_timer` aborts if the client does not take it."""
+        """Close once the response is sent; the timer aborts if the client does not take it."""
         self._state = _CLOSED
-        self._deadline = NEVER
+        self._timer.deadline = NEVER
         self.transport.close()
-        self._arm_write_timeout()
+        self._timer.watch_unsent()
 
-    # Deadlines.
+    # Called by the timer.
 
-    def _arm(self, seconds: float) -> None:
-        self._deadline = deadline = self.loop.time() + seconds
-        if self._timer is None or self._timer_at > deadline:
-            self._set_timer(deadline)
-
-    def _arm_body(self) -> None:
-        self._body_started_at = self.loop.time()
-        self._received_before = self._received
-        self._arm(min(self.limits.body_seconds, self.limits.tight_seconds))
-
-    def _set_timer(self, when: float) -> None:
-        if self._timer is not None:
-            if self._timer_at <= when:
-                return
-            self._timer.cancel()
-        self._timer_at = when
-        self._timer = self.loop.call_at(when, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now = self.loop.time()
-        if now >= self._write_timeout.deadline and self._write_timeout.has_expired(
-            self.transport.get_write_buffer_size(), now
-        ):
-            self.transport.abort()
-        if now >= self._deadline:
-            self._deadline = NEVER
-            self._on_deadline(now)
-        nearest = min(self._deadline, self._write_timeout.deadline)
-        if nearest != NEVER and not (self._state == _CLOSED and self.transport.get_write_buffer_size() == 0):
-            self._set_timer(nearest)
-
-    def _on_deadline(self, now: float) -> None:
+    def on_deadline(self, now: float) -> None:
         if self._state in (_BODY, _BODY_OF_CACHED_HEAD):
-            if self._read_paused_at is not None:
-                self._arm(self.limits.tight_seconds)
-                return
-            end = self._body_started_at + self.limits.body_seconds + self._received / _BODY_BYTES_PER_SECOND
-            if now < end and not self._holds_tight_memory():
-                self._deadline = min(end, now + self.limits.tight_seconds)
-                return
-            self._refuse(408, "request_timeout", "The request body did not arrive in time.")
+            self._check_body_timeout(now)
         elif self._state == _HEAD and self._raw:
             self._refuse(408, "request_timeout", "The request headers did not arrive in time.")
-        else:
+        elif self._state != _RESPONSE:  # a response has no deadline: the one that is left is its request's
             self._close()
 
-    def _holds_tight_memory(self) -> bool:
-        """Return whether the body has grown too little since the last check, while much memory is in use.
-
-        Both event loops read what has arrived before they run a timer, so a busy gateway is not
-        taken for a slow client.
-        """
-        grown, self._received_before = self._received - self._received_before, self._received
-        return self.body_memory.is_tight and grown < self.limits.tight_seconds * _TIGHT_BYTES_PER_SECOND
-
-    def _arm_write_timeout(self) -> None:
-        self._write_timeout.watch(self.transport.get_write_buffer_size(), self.loop.time())
-        if self._write_timeout.deadline != NEVER:
-            self._set_timer(self._write_timeout.deadline)
+    def _check_body_timeout(self, now: float) -> None:
+        if self._read_paused_at is not None:
+            self._timer.arm(self.limits.tight_seconds)
+            return
+        next_check = self._body_timeout.next_check(self._received, self.body_memory.is_tight, now)
+        if next_check is None:
+            self._refuse(408, "request_timeout", "The request body did not arrive in time.")
+        else:
+            self._timer.deadline = next_check
 
 
 def bind_limits(

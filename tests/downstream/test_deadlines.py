@@ -5,6 +5,8 @@ Covers: gateway/downstream/limits.py
 """
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,3 +117,30 @@ def test_nothing_is_left_to_do_once_the_last_response_is_taken(connection: Conne
     connection.loop.advance(2 * LIMITS.write_stall_seconds)
     assert not connection.transport.is_aborted
     assert not connection.loop.has_timer
+
+
+def test_deadline_of_an_earlier_request_ends_with_the_connection(connection: Connection) -> None:
+    connection.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+    connection.release()
+    connection.feed(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+    connection.release()
+    assert connection.transport.is_closed
+    connection.loop.advance(LIMITS.keep_alive_seconds / 2)
+    assert not connection.loop.has_timer
+
+
+def test_lost_connection_is_freed_without_a_garbage_collection() -> None:
+    connection = Connection()
+    connection.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+    connection.release()
+    assert connection.loop.has_timer
+    freed = weakref.ref(connection.protocol)
+    gc.disable()
+    try:
+        connection.protocol.connection_lost(None)
+        connection.loop.settle()
+        del connection.protocol
+        assert freed() is None
+    finally:
+        gc.enable()
+        connection.loop.close()

@@ -755,7 +755,8 @@ async def test_bytes_that_a_busy_gateway_has_not_read_yet_are_not_the_clients_de
         async with connected(gateway, head(CHAT_PATH, len(body)) + body[:-10]) as raw:
             await until(lambda: used(gateway) == len(body) - 10)
             (connection,) = gateway.server.server_state.connections
-            await until(lambda: connection._received_before == connection._received)  # type: ignore[union-attr]
+            timeout = connection._body_timeout  # type: ignore[union-attr]
+            await until(lambda: timeout._received == connection._received)  # type: ignore[union-attr]
             raw.writer.write(body[-10:])
             time.sleep(1.1 * times.tight_seconds)  # the loop is busy until after the next check
             assert (await raw.reply()).status == 200
