@@ -22,8 +22,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from hashlib import sha256
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
@@ -31,6 +30,7 @@ from gateway.keys.allowance import Allowance
 from gateway.keys.headers import utc_date
 from gateway.keys.policy import CONCURRENCY, REQUESTS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MINUTE
 from gateway.replicas.link_down import LinkDown
+from gateway.replicas.shared_allowance import REPEAT_SECONDS, Amounts, Answer, Report, SharedAllowance
 from gateway.replicas.tasks import end
 
 ROUND_SECONDS = 0.5
@@ -38,16 +38,6 @@ ROUND_SECONDS = 0.5
 WAIT_SECONDS = 0.25
 """Longest time that a request waits for a quota before this replica goes on alone with the limit."""
 SILENT_SECONDS = 5.0
-REPEAT_SECONDS = 2.0
-"""Time after which a quota is reported again although nothing has changed: Redis forgets those of silent replicas."""
-DECAY_SECONDS = 3.0
-"""Time between two reports of a limit of which nothing is held but what was used in the last minute."""
-DRY_SECONDS = 0.1
-"""Time for which this replica does not ask again for a limit of which it did not get all that it asked for."""
-BLOCK_SHARE = 4
-"""A block has at most this part (1 / n) of what is free, divided by the number of replicas."""
-GROWTH = 4
-"""A block is this many times what was used since the last report."""
 BATCH = 250
 """Limits from which on a call is long enough, and keys and persons that are looked at in one step."""
 
@@ -59,100 +49,8 @@ _SHORT = {
 }
 _log = logging.getLogger(__name__)
 
-Amounts = dict[str, int]
-"""Amounts by the name of the limit."""
-
-
-class SharedAllowance:
-    """The limits of a key, or of one person behind it, as this replica shares them."""
-
-    def __init__(self, account: Account, person: str | None, allowance: Allowance) -> None:
-        self.key = account.name, person
-        self.account = account
-        self.allowance = allowance
-        digest = "" if person is None else f":{sha256(person.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
-        self.name = f"{account.name}{digest}"
-        self.needs: Amounts = {}
-        """What requests wait for."""
-        self.largest: Amounts = {}
-        """The most that one of them waits for."""
-        self.free: Amounts = {}
-        """What nobody holds, as it was last told."""
-        self.reported: Amounts = {}
-        """Use that was last reported."""
-        self.reported_at = -math.inf
-        self.reports = 0
-        """Number of reports: what a request needs is in the next one."""
-        self.dry_until = 0.0
-        """Time until which asking for more is useless."""
-
-        self._alone: tuple[int, int] | None = None
-        """Day for which the rest of the tokens was divided, and this replica's part of them."""
-
-    def __repr__(self) -> str:
-        return f"<SharedAllowance {self.name} {self.allowance}>"
-
-    def next_look(self, now: float) -> float | None:
-        """Return after how many seconds to look again; None: not before a request needs more.
-
-        What a replica has used is counted without a report, until its minute or its day is over.
-        """
-        allowance = self.allowance
-        used = allowance.shared_use()
-        if self.needs or allowance.running or any(allowance.quota(limit) > count for limit, count in used.items()):
-            return 0.0
-        is_used = used.get(REQUESTS_PER_MINUTE) or used.get(TOKENS_PER_MINUTE) or self.dry_until > now
-        return DECAY_SECONDS if is_used else None
-
-    def need(self, amounts: Amounts) -> None:
-        """Ask for more than the quotas."""
-        for limit, amount in amounts.items():
-            self.needs[limit] = self.needs.get(limit, 0) + amount
-            self.largest[limit] = max(self.largest.get(limit, 0), amount)
-
-    def wanted(self, limit: str, used: int, replicas: int) -> int:
-        """Return the quota to ask for: what is used and waited for, and a block."""
-        need = self.needs.get(limit, 0)
-        growth = max(0, used - self.reported.get(limit, 0)) + need
-        most = self.free.get(limit, 0) // (BLOCK_SHARE * replicas)
-        return used + need + max(0, min(GROWTH * growth, most))
-
-    def join(self) -> None:
-        """Use no more than what is used, until a quota has been told."""
-        self.reported_at = -math.inf
-        self._alone = None
-        for limit, used in self.allowance.shared_use().items():
-            self.allowance.set_quota(limit, used)
-
-    def go_alone(self, replicas: int) -> None:
-        """Go on with a share of the limits."""
-        allowance = self.allowance
-        for limit, value in allowance.limits.given().items():
-            if limit == TOKENS_PER_DAY:
-                if self._alone is None or self._alone[0] != allowance.day:  # once, or each time some of the rest
-                    left = max(0, value - allowance.day_tokens - allowance.day_others)
-                    self._alone = allowance.day, allowance.day_tokens + left // replicas
-                allowance.set_quota(limit, self._alone[1])
-            else:
-                share = max(1, value // replicas)
-                allowance.set_quota(limit, share, value - share)
-
-
 _Name = tuple[str, str | None]
 """Names of a key, and of a person behind it."""
-
-
-class _Report(NamedTuple):
-    """Report about one limit."""
-
-    of: SharedAllowance
-    limit: str
-    total: int
-    used: int
-    wanted: int
-    largest: int
-    """The most that one waiting request needs."""
-    day: int
 
 
 class Link(Protocol):
@@ -231,7 +129,7 @@ class SharedKeyLimits:
             return
         await end(self._task)
         for each in self._active.values():
-            each.needs, each.free, each.reported_at = {}, {}, -math.inf
+            each.give_back()
         self._work.update(dict.fromkeys(self._active))
         with suppress(LinkDown):
             while self._work:
@@ -350,7 +248,7 @@ class SharedKeyLimits:
         """
         if not self._link.is_up:
             raise LinkDown
-        reports: list[_Report] = []
+        reports: list[Report] = []
         for looked_at, some in enumerate(self._reports(), 1):
             reports += some
             if len(reports) >= BATCH or looked_at >= BATCH:  # requests wait no longer than for one call
@@ -361,7 +259,7 @@ class SharedKeyLimits:
         else:
             await asyncio.sleep(0)  # the next round follows at once if there is more to look at
 
-    async def _send(self, reports: Sequence[_Report]) -> None:
+    async def _send(self, reports: Sequence[Report]) -> None:
         self._reported_at = self._clock()
         date = utc_date(self._wall())
         keys = ["limit:replicas", *(_key(report, date) for report in reports)]
@@ -370,11 +268,9 @@ class SharedKeyLimits:
             arguments += [_SHORT[report.limit], report.total, report.used, report.wanted, report.largest]
         replicas, *answers = await self._link.call("share_limits", keys, arguments)
         self.replicas = max(1, replicas)
+        now = self._clock()
         for number, report in enumerate(reports):
-            quota, others, held, earlier = answers[4 * number : 4 * number + 4]
-            _apply(report, quota, others, held, earlier)
-            if quota < report.wanted:
-                report.of.dry_until = self._clock() + DRY_SECONDS
+            report.of.apply(report, Answer(*answers[4 * number : 4 * number + 4]), now)
 
     def _collect(self) -> None:
         """Note whose turn it is. Of many persons, those who can have something to report."""
@@ -387,7 +283,7 @@ class SharedKeyLimits:
         while self._later and self._later[0][0] <= now:
             self._work[self._later.popleft()[1]] = None
 
-    def _reports(self) -> Iterator[list[_Report]]:
+    def _reports(self) -> Iterator[list[Report]]:
         """Yield what has to be reported of each, and lower the quotas that are not needed any more."""
         now = self._clock()
         while self._urgent or self._work:
@@ -396,7 +292,7 @@ class SharedKeyLimits:
             each = self._active.get(name)
             if each is None:
                 continue
-            reports = self._reports_of(each, now)
+            reports = each.report(now, self.replicas)
             wait = 0.0 if reports else each.next_look(now)  # the answer may change what is held
             if wait is None:
                 del self._active[name]
@@ -406,44 +302,7 @@ class SharedKeyLimits:
                 self._soon[name] = None
             yield reports
 
-    def _reports_of(self, each: SharedAllowance, now: float) -> list[_Report]:
-        allowance, account = each.allowance, each.account
-        second = account.second()
-        allowance.turn_to(account.day)
-        allowance.advance(second)
-        is_due = bool(each.needs) or now - each.reported_at >= REPEAT_SECONDS
-        totals, reports = allowance.limits.given(), []
-        for limit, used in allowance.shared_use().items():
-            wanted, quota = each.wanted(limit, used, self.replicas), allowance.quota(limit)
-            if not (is_due or used != each.reported.get(limit, 0) or wanted != quota):
-                continue
-            if quota > wanted:
-                allowance.set_quota(limit, wanted)
-            each.reported_at = now
-            largest = each.largest.get(limit, 0)
-            reports.append(_Report(each, limit, totals[limit], used, wanted, largest, allowance.day))
-        each.needs, each.largest = {}, {}
-        each.reports += 1
-        return reports
 
-
-def _key(report: _Report, date: str) -> str:
+def _key(report: Report, date: str) -> str:
     day = f"{date}:" if report.limit == TOKENS_PER_DAY else ""
     return f"limit:{_SHORT[report.limit]}:{day}{report.of.name}"
-
-
-def _apply(report: _Report, quota: int, others: int, held: int, earlier: int) -> None:
-    """Apply the answer to a report.
-
-    `others` is what the other replicas have used, `held` what they may use, and `earlier` what the
-    predecessor has used besides what is known here.
-    """
-    each, limit = report.of, report.limit
-    allowance = each.allowance
-    if limit not in allowance.limits.given() or (limit == TOKENS_PER_DAY and allowance.day != report.day):
-        return  # the limit was removed, or the day has ended, while Redis was asked
-    if limit == TOKENS_PER_DAY:
-        allowance.day_tokens += earlier
-    allowance.set_quota(limit, quota, others)
-    each.reported[limit] = report.used + earlier
-    each.free[limit] = max(0, report.total - held - quota)

@@ -6,22 +6,20 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gateway.dialects.json_body import completed
 from gateway.errors import BudgetSpent, ConcurrencyExceeded, RateLimited
 from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
 from gateway.keys.hold import Hold
-from gateway.keys.policy import REQUESTS_PER_MINUTE, TOKENS_PER_DAY, Limits
-from gateway.replicas import key_limits
-from gateway.replicas.key_limits import SharedAllowance, SharedKeyLimits
+from gateway.keys.policy import TOKENS_PER_DAY, Limits
+from gateway.replicas import key_limits, shared_allowance
+from gateway.replicas.key_limits import SharedKeyLimits
 from gateway.replicas.key_quotas import KeyQuotas
 from gateway.replicas.link import RedisLink, key
 from tests.fakes.redis import RedisServer, Way, redis_server, way_to
 from tests.fakes.running_gateway import until
-from tests.keys.fakes import Clocks, account, accounts, policy
+from tests.keys.fakes import Clocks, accounts, policy
 
 PATIENCE = 20.0
 
@@ -307,16 +305,6 @@ async def test_close_gives_back_what_is_not_used(cluster: Cluster) -> None:
     assert await b.burst(1000) == 900
 
 
-@settings(max_examples=50)
-@given(st.integers(0, 10_000), st.integers(0, 2000), st.integers(0, 500), st.integers(1, 10))
-def test_block_is_a_small_part_of_what_is_free(free: int, used: int, need: int, replicas: int) -> None:
-    each = SharedAllowance(account(Clocks(), requests_per_minute=10_000), None, None)  # type: ignore[arg-type]
-    each.free = {REQUESTS_PER_MINUTE: free}
-    each.need({REQUESTS_PER_MINUTE: need})
-    block = each.wanted(REQUESTS_PER_MINUTE, used, replicas) - used - need
-    assert 0 <= block <= free // (4 * replicas)
-
-
 async def test_persons_who_ask_for_nothing_cost_nothing(cluster: Cluster) -> None:
     a = await cluster.start("a", per_person=Limits(tokens_per_day=10_000))
     await until(lambda: a.link.is_up, PATIENCE)
@@ -428,8 +416,9 @@ async def test_persons_who_have_nothing_to_report_are_looked_at_in_steps(monkeyp
     while not limits._later or limits._soon:
         clocks.passed += key_limits.ROUND_SECONDS
         await finish()
-    clocks.passed += key_limits.DECAY_SECONDS
-    monkeypatch.setattr(key_limits, "REPEAT_SECONDS", 1000.0)  # nothing has to be reported again
+    clocks.passed += shared_allowance.DECAY_SECONDS
+    for module in (key_limits, shared_allowance):  # nothing has to be reported again
+        monkeypatch.setattr(module, "REPEAT_SECONDS", 1000.0)
     turns = 0
 
     async def count_turns() -> None:
