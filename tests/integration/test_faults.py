@@ -17,12 +17,13 @@ from gateway.upstream import connection
 from tests.fakes.fault_backend import CANARY, ODD_TEXT, TEXT, TINY_CHUNKS, FaultBackend, Kind
 from tests.fakes.images import png_data_url
 from tests.fakes.processor_time import processor_seconds
-from tests.fakes.running_gateway import PROMPT, SHORT_TIMES, Reply, Running, running, settings_for, until
+from tests.fakes.running_gateway import PROMPT, Reply, Running, running, settings_for, until
 from tests.fakes.virtual_time import within
 
 pytestmark = pytest.mark.uvloop
 
-TIMEOUTS = SHORT_TIMES | {"total_timeout": 1.5}
+TIMEOUTS = {"first_token_timeout": 1, "idle_timeout": 1, "total_timeout": 3}
+"""Longer than the pauses in which a busy machine serves nobody: the pieces before have to arrive."""
 TIMED = {"silent", "informational_flood", "stall", "drip"}
 """Modes that end by a timeout of the gateway."""
 CLOSED_WITHIN = 0.1
@@ -367,6 +368,7 @@ async def test_broken_plain_answer_is_an_error_status(
     await check_recovered(gateway, backend, False)
 
 
+@pytest.mark.virtual_time(only=True)
 @pytest.mark.parametrize(("mode", "code"), BROKEN_STREAMS[:5])
 async def test_openai_python_raises_for_a_broken_stream(
     gateway: Running, backend: FaultBackend, mode: str, code: str
@@ -383,6 +385,7 @@ async def test_openai_python_raises_for_a_broken_stream(
     assert text.startswith(TEXT)
 
 
+@pytest.mark.virtual_time(only=True)
 @pytest.mark.parametrize(("mode", "code"), BROKEN_STREAMS[:5])
 async def test_openai_python_raises_for_a_broken_plain_answer(
     gateway: Running, backend: FaultBackend, mode: str, code: str
