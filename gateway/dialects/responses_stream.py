@@ -119,7 +119,8 @@ class EventRenderer:
         return self._event("response.created", response=response) + self.keepalive()
 
     def keepalive(self) -> bytes:
-        return self._event("response.in_progress", response=self._response.begun())
+        """Return a part of what waits, if anything does: an event of its own could fall into the middle of another."""
+        return self._backlog.take(SENT_AT_ONCE) or self._event("response.in_progress", response=self._response.begun())
 
     def render(self, delta: Delta) -> bytes:
         parts: list[bytes] = []

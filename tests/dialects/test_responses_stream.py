@@ -113,6 +113,18 @@ def test_an_item_that_ends_within_the_stream_is_sent_with_the_deltas_that_follow
     assert shown == streamed(*deltas)
 
 
+@pytest.mark.parametrize("count", [1, 3, 500])
+def test_a_keepalive_behind_a_long_item_is_a_part_of_it(count: int) -> None:
+    stream = call(stream=True).form.stream("1", 10)
+    deltas = [*LONG, Delta("", "a thought")]
+    found = [stream.opening(), *map(stream.render, deltas), *(stream.keepalive() for _ in range(count))]
+    assert all(found)
+    shown = events(b"".join([*found, stream.render(Delta("", "more")), stream.end(clock)]))
+    assert [event["sequence_number"] for event in shown] == list(range(len(shown)))
+    kept_alive = [event["type"] for event in shown[2:]].count("response.in_progress")
+    assert (kept_alive > 0) is (count == 500), "once nothing waits, it is an event of its own"
+
+
 def test_deltas_pass_at_once_again_when_a_long_item_has_been_sent() -> None:
     stream = call(stream=True).form.stream("1", 10)
     for delta in [*LONG, *[Delta("", "more")] * 500]:
