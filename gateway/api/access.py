@@ -1,4 +1,4 @@
-"""Who has access to what: the keys of clients, those of operators and scrapers, and the names of this machine."""
+"""Access to a gateway: keys of clients, of operators and of scrapers, and the names of this machine."""
 
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys, KeylessPort

@@ -47,7 +47,7 @@ MAX_ANSWERS = 128
 
 
 class ChatParts(NamedTuple):
-    """What the endpoints for chats share in addition."""
+    """Parts that the endpoints for chats share in addition."""
 
     rollout: Rollout
     images: ImageNormalizer

@@ -95,7 +95,7 @@ class RequestContext(Struct, frozen=True, gc=False):
 
 
 class EndpointParts(NamedTuple):
-    """What all data endpoints share."""
+    """Parts that all data endpoints share."""
 
     context: RelayContext
     keys: ApiKeys

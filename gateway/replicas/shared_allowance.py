@@ -64,11 +64,11 @@ class SharedAllowance:
         digest = "" if person is None else f":{sha256(person.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
         self.name = f"{account.name}{digest}"
         self.needs: Amounts = {}
-        """What requests wait for."""
+        """Amounts that requests wait for."""
         self.largest: Amounts = {}
         """The most that one of them waits for."""
         self.free: Amounts = {}
-        """What nobody holds, as it was last told."""
+        """Amounts that nobody held when Redis last answered."""
         self.reported: Amounts = {}
         """Use that was last reported."""
         self.reported_at = -math.inf

@@ -1,4 +1,4 @@
-"""What an ASGI application is called with."""
+"""Scope and calls of an ASGI application."""
 
 import asyncio
 from collections.abc import Awaitable
